@@ -1,0 +1,1 @@
+"""A Dask scheduler backend with no scheduler process."""

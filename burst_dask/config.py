@@ -1,0 +1,95 @@
+"""Settings of a session: what can be tuned, its default, and why the default is what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from burst_dask.errors import ConfigError
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What workers and clients of a session go by; kept in its manifest. Times are in seconds.
+
+    Raises
+    ------
+    ConfigError
+        From `Settings.of`: an unknown name or a value out of range.
+    """
+
+    #: how often a worker renews its heartbeat. A PUT costs 5 USD a million: 0.002 USD an hour
+    heartbeat: float = 10.0
+    #: a holder whose heartbeat is older than this, by the store's clock, may be taken over:
+    #: three heartbeats, so that one lost or slow PUT is not a death
+    lease: float = 30.0
+    #: a worker without work for this long exits
+    idle_timeout: float = 300.0
+    #: bounds of the exponential backoff of a worker that finds nothing to do
+    idle_poll_min: float = 1.0
+    idle_poll_max: float = 30.0
+    #: first and longest wait between looks for a result that others depend on, and between
+    #: looks into the session log while a client waits
+    wait_poll_min: float = 0.05
+    wait_poll_max: float = 2.0
+    #: for how long after a client's last sign workers look into the session log quickly
+    attached_for: float = 300.0
+    #: how often a busy worker looks into the session log, for cancellations and closing
+    session_poll: float = 10.0
+    #: a commit takes everything that finished within this time: at 40 ms a PUT about 1 % of it
+    commit_interval: float = 4.0
+    #: the same when another shard depends on what finished
+    commit_interval_wanted: float = 1.0
+    #: seconds of work that a holder reserves ahead; the rest of its shard can be split off
+    reserve_ahead: float = 5.0
+    #: splitting moves work that takes at least this long: two PUTs must pay
+    split_from: float = 0.5
+    #: results up to this many bytes each ride in the entry itself …
+    inline_result: int = 16_384
+    #: … up to this many bytes an entry
+    inline_entry: int = 262_144
+    #: how long a worker that got SIGTERM lets running tasks end before it hands over
+    release_grace: float = 1.0
+    #: how many workers a task may lose, alone, before its outcome is WorkerLost
+    lost_workers: int = 3
+    #: bytes; None divides the machine's memory by its workers. Past 0.95 of it a worker is replaced
+    memory_limit: int | None = None
+    #: fraction of the memory limit beyond which results are spilled to disk
+    spill_at: float = 0.6
+    #: threads of each worker process
+    threads: int = 1
+
+    @classmethod
+    def of(cls, **values: Any) -> Settings:
+        """Return checked settings.
+
+        Examples
+        --------
+        >>> Settings.of(lease=60).lease
+        60.0
+        """
+        try:
+            settings = msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"setting refused: {error}; known settings are {', '.join(cls.__struct_fields__)}"
+            ) from None
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Raise `ConfigError` for values that cannot work."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}={value!r}: must be more than 0")
+        if self.lease < 2 * self.heartbeat:
+            raise ConfigError(
+                f"lease={self.lease} is under two heartbeats of {self.heartbeat}: a single slow PUT would be a death"
+            )
+        for low, high in (("idle_poll_min", "idle_poll_max"), ("wait_poll_min", "wait_poll_max")):
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigError(f"{low}={getattr(self, low)} is more than {high}={getattr(self, high)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return msgspec.structs.asdict(self)

@@ -1,0 +1,135 @@
+"""Every error that burst_dask raises, grouped by what a handler would do about it.
+
+::
+
+    BurstError
+    ├── ConfigError             the call is wrong: change the argument it names
+    │   └── UnknownId               no such session or run in that store
+    ├── StoreError              the store did not do what was asked
+    │   ├── StoreUnavailable        it may work later: nothing was lost, try again
+    │   ├── StoreAccessDenied       it will not work with these credentials
+    │   ├── StoreMissing            there is no such bucket, container or directory
+    │   ├── StoreFull               no space left
+    │   ├── StoreUnsuitable         it breaks a promise that the protocol rests on
+    │   └── CorruptObject           an object is truncated, altered or of a newer format
+    ├── GraphError              the graph cannot be stored: nothing was submitted
+    │   ├── UnpicklableTask         a task or its arguments cannot be pickled
+    │   └── UnsupportedGraph        the graph needs something that workers do not share
+    ├── TaskFailed              a task has an error as its outcome
+    │   ├── WorkerLost              workers died whenever they ran it
+    │   └── RemoteTaskError         its own exception could not be carried over
+    ├── RunCancelled            somebody cancelled the run
+    ├── WaitTimeout             the time ran out; the run goes on
+    ├── FleetError              workers could not be started, or all refused the session
+    │   └── VersionMismatch         worker and client differ in Python or Dask
+    └── ProtocolError           a rule of PROTOCOL.md is broken: please report it
+        └── IllegalTransition       an entry that the shard's state does not allow
+
+A message says what happened, what was kept, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class BurstError(Exception):
+    """Base of every error that burst_dask raises on purpose."""
+
+
+class ConfigError(BurstError, ValueError):
+    """A setting or argument is wrong; the message names it and a value that would do."""
+
+
+class UnknownId(ConfigError, LookupError):
+    """The store holds no session or run of that id; the message lists near misses."""
+
+
+class StoreError(BurstError):
+    """The store did not do what was asked of it."""
+
+
+class StoreUnavailable(StoreError, ConnectionError):
+    """Throttled, timed out or unreachable, even after the retries; trying later may help."""
+
+
+class StoreAccessDenied(StoreError, PermissionError):
+    """The credentials are missing, expired or not allowed to do this."""
+
+
+class StoreMissing(StoreError, FileNotFoundError):
+    """There is no such bucket, container or directory."""
+
+
+class StoreFull(StoreError, OSError):
+    """The store has no space left; what was committed before stays readable."""
+
+
+class StoreUnsuitable(StoreError):
+    """The store breaks a promise that the protocol rests on (PROTOCOL.md, "What a store must do")."""
+
+
+class CorruptObject(StoreError):
+    """An object is truncated or altered, or was written by a newer version; the message names it."""
+
+
+class GraphError(BurstError):
+    """The graph cannot be stored. Nothing was submitted."""
+
+
+class UnpicklableTask(GraphError, TypeError):
+    """A task cannot be pickled; the message names its key and the object at fault."""
+
+
+class UnsupportedGraph(GraphError, NotImplementedError):
+    """The graph needs something that workers do not share, such as a local disk."""
+
+
+class TaskFailed(BurstError):
+    """A task has an error as its outcome."""
+
+
+class WorkerLost(TaskFailed):
+    """Workers died each time they ran the task (killed, out of memory, crashed in native code)."""
+
+
+class RemoteTaskError(TaskFailed):
+    """Stands in for a task's exception that could not be pickled, or not be unpickled here."""
+
+
+class RunCancelled(BurstError):
+    """The run was cancelled before it was complete."""
+
+
+class WaitTimeout(BurstError, TimeoutError):
+    """The time given to wait ran out. The run goes on, and nothing of it is lost."""
+
+
+class FleetError(BurstError):
+    """Workers could not be started, or every worker refused the session."""
+
+
+class VersionMismatch(FleetError):
+    """Worker and client differ in Python minor version or in Dask version."""
+
+
+class ProtocolError(BurstError):
+    """A rule of PROTOCOL.md is broken. This is a bug in burst_dask or in the store."""
+
+
+class IllegalTransition(ProtocolError):
+    """An entry that the shard's folded state does not allow; carries the shard's story.
+
+    Parameters
+    ----------
+    reason
+        The rule that the entry breaks.
+    story
+        The entries that led here in plain words, oldest first.
+    """
+
+    def __init__(self, reason: str, story: tuple[str, ...] = ()) -> None:
+        super().__init__(reason, story)
+        self.reason = reason
+        self.story = story
+
+    def __str__(self) -> str:
+        return "\n  ".join((self.reason, *self.story))
