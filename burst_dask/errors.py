@@ -17,6 +17,7 @@
     │   └── UnsupportedGraph        the graph needs something that workers do not share
     ├── TaskFailed              a task has an error as its outcome
     │   ├── WorkerLost              workers died whenever they ran it
+    │   ├── UnstorableResult        its result cannot be pickled
     │   └── RemoteTaskError         its own exception could not be carried over
     ├── RunCancelled            somebody cancelled the run
     ├── WaitTimeout             the time ran out; the run goes on
@@ -89,6 +90,10 @@ class TaskFailed(BurstError):
 
 class WorkerLost(TaskFailed):
     """Workers died each time they ran the task (killed, out of memory, crashed in native code)."""
+
+
+class UnstorableResult(TaskFailed, TypeError):
+    """A task's result cannot be pickled, and is needed outside of the worker that computed it."""
 
 
 class RemoteTaskError(TaskFailed):

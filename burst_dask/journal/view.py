@@ -1,0 +1,269 @@
+"""What one process knows of a run, and how it learns more with few requests.
+
+Both the client and the workers look at a run through a `RunView`. Its knowledge only moves
+forward: entries are never changed, so nothing that was once read has to be read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+from burst_dask.errors import CorruptObject, ProtocolError
+from burst_dask.journal import log
+from burst_dask.protocol import keys
+from burst_dask.protocol.bitmap import Bitmap
+from burst_dask.protocol.frames import unseal
+from burst_dask.protocol.keys import RunId, ShardId
+from burst_dask.protocol.records import Location, Plan, decode
+from burst_dask.protocol.shard import Phase, Shard, object_key_name
+from burst_dask.store.base import Span, Store
+
+#: Requests under way at once when many objects are read: enough to hide 30 ms each, and far
+#: below what one prefix of S3 takes (5,500 GET a second).
+PARALLEL = 32
+#: Bytes of inline results kept from entries that were read anyway.
+INLINE_CACHE = 64 << 20
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+async def in_parallel(function: Callable[[T], Awaitable[U]], items: Iterable[T], limit: int = PARALLEL) -> list[U]:
+    """Return `function` of each item, at most `limit` under way at once."""
+    gate = asyncio.Semaphore(limit)
+
+    async def one(item: T) -> U:
+        async with gate:
+            return await function(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the first that failed; the others were cancelled
+    return [task.result() for task in tasks]
+
+
+class TaskOutcome(NamedTuple):
+    """What is known of one task."""
+
+    done: bool
+    #: global number of the task whose error this is; itself, unless it failed upstream
+    cause: int | None
+    #: where its result or error is stored, if it is
+    shard: Shard
+    location: Location | None
+
+
+class Totals(NamedTuple):
+    """Counts over all tasks of a run, as far as known."""
+
+    total: int
+    done: int
+    failed: int
+    #: reserved by a live or dead holder; an upper bound of what runs
+    reserved: int
+    #: seconds spent in tasks
+    seconds: float
+
+    @property
+    def pending(self) -> int:
+        return self.total - self.done - self.failed
+
+
+class RunView:
+    """The shards of a run as folded so far.
+
+    Parameters
+    ----------
+    store, plan
+        Where the run lies, and its plan.
+    """
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store = store
+        self.plan = plan
+        self.run: RunId = plan.run
+        #: folded states; a plan shard that is not here is untouched as far as known
+        self.shards: dict[ShardId, Shard] = {}
+        #: newest entry number that a listing showed
+        self._listed: dict[ShardId, int] = {}
+        self._inline: OrderedDict[tuple[ShardId, int], memoryview] = OrderedDict()
+        self._inline_size = 0
+
+    @classmethod
+    async def open(cls, store: Store, run: RunId) -> RunView | None:
+        """Return the view of `run`, or None when the store holds no such run."""
+        key = keys.plan(run)
+        data = await store.get(key)
+        return None if data is None else cls(store, decode(Plan, key, data))
+
+    # ------------------------------------------------------------------ what is known
+
+    def shard(self, shard: ShardId) -> Shard:
+        """Return the state of a shard; that of a child is found through its parent."""
+        known = self.shards.get(shard)
+        if known is not None:
+            return known
+        parent, dash, _ = shard.rpartition("-")
+        if dash:
+            return Shard.untouched(shard, self.shard(ShardId(parent)).index.children[shard])
+        return Shard.untouched(shard, Bitmap.full(self.plan.shards[int(shard)].count))
+
+    def family(self, number: int) -> list[Shard]:
+        """Return plan shard `number` and all that was split off it, parents first."""
+        found = [self.shard(keys.root_shard(number))]
+        for shard in found:
+            found.extend(self.shard(child) for child in shard.index.children)
+        return found
+
+    def complete(self, number: int) -> bool:
+        """Tell whether every task of plan shard `number` is known to have its outcome."""
+        return all(shard.phase is Phase.COMPLETE for shard in self.family(number))
+
+    def owner(self, task: int) -> tuple[Shard, int]:
+        """Return the shard that the task with that global number belongs to, and its position."""
+        number, position = self.plan.locate(task)
+        shard = self.shard(keys.root_shard(number))
+        while position not in shard.index.tasks:
+            for child, tasks in shard.index.children.items():
+                if position in tasks:
+                    shard = self.shard(child)
+                    break
+            else:
+                raise ProtocolError(f"task {task} of run {self.run} is in no shard")
+        return shard, position
+
+    def outcome(self, task: int) -> TaskOutcome | None:
+        """Return the outcome of the task with that global number, or None while there is none."""
+        shard, position = self.owner(task)
+        outcomes = shard.index.outcomes
+        if position in outcomes.done:
+            return TaskOutcome(True, None, shard, outcomes.stored.get(position))
+        if position not in outcomes.failed:
+            return None
+        for cause, tasks in outcomes.upstream.items():
+            if position in tasks:
+                return TaskOutcome(False, cause, shard, None)
+        return TaskOutcome(False, task, shard, outcomes.stored.get(position))
+
+    def totals(self) -> Totals:
+        """Count over what is known; call `survey` before to know the newest."""
+        done = failed = reserved = 0
+        seconds = 0.0
+        for shard in self.shards.values():
+            outcomes = shard.index.outcomes
+            done += len(outcomes.done)
+            failed += len(outcomes.failed)
+            reserved += len(shard.index.reserved - outcomes.all)
+            seconds += outcomes.seconds
+        return Totals(self.plan.tasks, done, failed, reserved, seconds)
+
+    def touched(self, number: int) -> bool:
+        """Tell whether plan shard `number` is known to have been claimed once."""
+        shard = keys.root_shard(number)
+        return shard in self.shards or shard in self._listed
+
+    # ------------------------------------------------------------------ learning more
+
+    def learn(self, shard: Shard) -> None:
+        """Take in a state, unless a newer one is known."""
+        known = self.shards.get(shard.id)
+        if known is None or known.next < shard.next:
+            self.shards[shard.id] = shard
+
+    async def poll(self, shard: ShardId) -> bool:
+        """Read on from the newest known entry of a shard; tell whether there was news."""
+        news = False
+        number = max(self.shard(shard).next, self._listed.get(shard, 0))
+        while (found := await log.read(self.store, self.run, shard, number)) is not None:
+            entry, blobs = found
+            self.learn(Shard.at(shard, entry))
+            self.keep_inline(shard, number, blobs)
+            number, news = number + 1, True
+        return news
+
+    async def list_entries(self) -> None:
+        """List all shard logs: afterwards `touched` is up to date, at one request per 1,000 entries."""
+        async for page in self.store.list(keys.run_logs(self.run)):
+            for meta in page:
+                shard = keys.shard_of_entry(meta.key)
+                self._listed[shard] = max(self._listed.get(shard, 0), keys.entry_number(meta.key))
+
+    async def survey(self) -> None:
+        """Bring the whole view up to date: a listing, then the newest entry of what changed."""
+        await self.list_entries()
+        behind = [shard for shard, newest in self._listed.items() if self._next(shard) <= newest]
+        # Parents first, because a child's beginning is known through its parent.
+        for depth in sorted({shard.count("-") for shard in behind}):
+            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth])
+
+    def _next(self, shard: ShardId) -> int:
+        known = self.shards.get(shard)
+        return 0 if known is None else known.next
+
+    async def _jump(self, shard: ShardId) -> None:
+        newest = self._listed[shard]
+        found = await log.read(self.store, self.run, shard, newest)
+        if found is None:
+            raise CorruptObject(f"entry {newest} of shard {shard} of run {self.run} was listed and is gone")
+        self.learn(Shard.at(shard, found[0]))
+        self.keep_inline(shard, newest, found[1])
+
+    # ------------------------------------------------------------------ results
+
+    def keep_inline(self, shard: ShardId, number: int, blobs: memoryview) -> None:
+        """Keep the small results that came with an entry, up to `INLINE_CACHE` bytes in all."""
+        if not len(blobs) or (shard, number) in self._inline:
+            return
+        self._inline[shard, number] = blobs
+        self._inline_size += len(blobs)
+        while self._inline_size > INLINE_CACHE:
+            _, dropped = self._inline.popitem(last=False)
+            self._inline_size -= len(dropped)
+
+    async def fetch(self, tasks: Iterable[int]) -> dict[int, memoryview]:
+        """Return the stored bodies of tasks that have a stored outcome, by global number.
+
+        One request brings a whole entry or a run of near ranges of a segment.
+        """
+        wanted: dict[tuple[ShardId, int | None, str], list[tuple[int, Span]]] = {}
+        for task in tasks:
+            outcome = self.outcome(task)
+            if outcome is None or outcome.location is None:
+                raise ProtocolError(f"task {task} of run {self.run} has no stored outcome")
+            number, name = object_key_name(outcome.location, outcome.shard.index)
+            span = Span(outcome.location.start, outcome.location.end)
+            wanted.setdefault((outcome.shard.id, number, name), []).append((task, span))
+        found: dict[int, memoryview] = {}
+        for bodies in await in_parallel(self._fetch_object, wanted.items()):
+            found.update(bodies)
+        return found
+
+    async def _fetch_object(
+        self, item: tuple[tuple[ShardId, int | None, str], list[tuple[int, Span]]]
+    ) -> dict[int, memoryview]:
+        (shard, number, name), places = item
+        spans = [span for _, span in places]
+        if number is None:
+            key = keys.segment(self.run, shard, name)
+            blobs = await self.store.get_ranges(key, spans)
+        else:
+            key = keys.entry(keys.shard_log(self.run, shard), number)
+            blobs = await self._inline_blobs(shard, number, spans)
+        if blobs is None:
+            raise CorruptObject(f"{key}: a committed result lies there, and it is gone")
+        return {task: unseal(key, blob) for (task, _), blob in zip(places, blobs, strict=True)}
+
+    async def _inline_blobs(self, shard: ShardId, number: int, spans: Sequence[Span]) -> list[memoryview] | None:
+        body = self._inline.get((shard, number))
+        if body is None:
+            found = await log.read(self.store, self.run, shard, number)
+            if found is None:
+                return None
+            body = found[1]
+            self.keep_inline(shard, number, body)
+        return [body[span.start : span.end] for span in spans]

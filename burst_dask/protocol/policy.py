@@ -1,0 +1,185 @@
+"""What to do when there is a choice: pure functions of facts.
+
+No decision here can lose data, whatever it answers: safety is the shard log's alone. These
+decide how soon, how much and who, and so what a run costs and how long it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from burst_dask.protocol.bitmap import Bitmap
+from burst_dask.protocol.shard import SUSPECT_IN_COMPANY
+
+#: Tasks that died in company once are tried this many together; log4 steps isolate one of 1,024.
+SUSPECTS_TOGETHER = 8
+#: Bytes a second that one connection to S3 carries (ANCHORS: 85 to 90 MB/s).
+STORE_SPEED = 85e6
+#: Seconds that storing costs however small the result is: about one PUT.
+STORE_LATENCY = 0.04
+#: A holder commits, to reserve more, when less than this many seconds of reserved work is left:
+#: several PUTs, so that threads seldom wait for one.
+RESERVE_LOW_WATER = 0.25
+#: Finished results of this many bytes are committed without waiting for more.
+COMMIT_BYTES = 32 << 20
+
+
+def backoff(attempt: int, low: float, high: float, factor: float = 2.0) -> float:
+    """Return the seconds to wait before look number `attempt` (from 0).
+
+    >>> [backoff(n, 1, 30) for n in range(6)]
+    [1.0, 2.0, 4.0, 8.0, 16.0, 30]
+    """
+    return min(high, low * factor ** min(attempt, 64))
+
+
+def patience(waited: float, low: float, high: float) -> float:
+    """Return the seconds to wait before the next look for something already waited for so long.
+
+    A tenth of the time waited: the look comes at most 10 % late, and the number of looks grows
+    with the logarithm of the time, not with the time.
+
+    >>> patience(0.1, 0.05, 2), patience(10, 0.05, 2), patience(100, 0.05, 2)
+    (0.05, 1.0, 2)
+    """
+    return min(high, max(low, waited / 10))
+
+
+def attached_poll(low: float, workers: int) -> float:
+    """Return the seconds between looks into a session log that `workers` idle ones look into.
+
+    All look at one key: together at most 2,000 times a second, well under S3's 5,500 GET a prefix.
+    """
+    return max(low, workers / 2000)
+
+
+def lease_is_dead(judge: float, holder: float | None, ended: bool, lease: float) -> bool:
+    """Tell whether a holder may be taken over (PROTOCOL.md rule 6).
+
+    Parameters
+    ----------
+    judge
+        Newest date among all heartbeats, the judge's own, just written, being one of them.
+    holder
+        Date of the holder's heartbeat in the same listing; None when it has none.
+    ended
+        Whether the holder is recorded as ended.
+    """
+    return ended or holder is None or judge - holder > lease
+
+
+def worth_storing(seconds: float, size: int) -> bool:
+    """Tell whether recomputing a result costs more than storing it (PROTOCOL.md rule 9).
+
+    A worker's death costs a recomputation; with fewer than one death in ten tasks, a result is
+    worth storing when it took ten times what storing takes.
+    """
+    return seconds > 10 * (STORE_LATENCY + size / STORE_SPEED)
+
+
+class CommitFacts(NamedTuple):
+    """What a holder knows when it asks whether to commit now."""
+
+    #: outcomes not yet committed
+    finished: int
+    #: … and whether other shards depend on any of them
+    wanted: bool
+    #: bytes of them
+    size: int
+    #: seconds since the last entry
+    since: float
+    #: estimated seconds of reserved work that has not begun, per thread
+    ahead: float
+    #: whether there is work that could be reserved
+    reservable: bool
+    #: whether more is reserved than it should be, tasks being longer than they seemed
+    excess: bool
+    #: whether any task of the shard runs or may start
+    active: bool
+
+
+def commit_in(facts: CommitFacts, interval: float, interval_wanted: float, ahead: float) -> float | None:
+    """Return in how many seconds to commit: 0 now, None when there is nothing to commit.
+
+    Parameters
+    ----------
+    interval, interval_wanted, ahead
+        `Settings.commit_interval`, `Settings.commit_interval_wanted` and `Settings.reserve_ahead`.
+    """
+    if facts.reservable and facts.ahead < RESERVE_LOW_WATER:
+        return 0.0
+    if facts.excess and facts.since >= ahead:
+        return 0.0
+    if not facts.finished:
+        return None
+    if not facts.active or facts.size >= COMMIT_BYTES:
+        return 0.0
+    return max(0.0, (interval_wanted if facts.wanted else interval) - facts.since)
+
+
+def reserve(
+    candidates: Iterable[int],
+    seconds: Callable[[int], float],
+    strikes: dict[int, int],
+    running: Bitmap,
+    threads: int,
+    ahead: float,
+) -> Bitmap:
+    """Return the tasks that a holder reserves: those that run, and the next `ahead` seconds of work.
+
+    Parameters
+    ----------
+    candidates
+        Tasks that can run now or after others of them, in order.
+    seconds
+        How long a task probably takes. A task that runs counts in full.
+    strikes
+        How often workers died under a task: suspects run after all others, and the strongly
+        suspected alone, so that the next death names the culprit (rule 10).
+    """
+    room = threads * ahead - sum(map(seconds, running))
+    chosen: list[int] = []
+    suspects: list[int] = []
+    for task in candidates:
+        if task in running:
+            continue
+        if strikes.get(task):
+            suspects.append(task)
+            continue
+        if room <= 0 and len(chosen) + len(running) >= threads:
+            break
+        room -= seconds(task)
+        chosen.append(task)
+    if not chosen and not running and suspects:
+        suspects.sort(key=lambda task: strikes[task])
+        alone = strikes[suspects[0]] >= SUSPECT_IN_COMPANY
+        chosen = suspects[:1] if alone else [t for t in suspects if strikes[t] < SUSPECT_IN_COMPANY][:SUSPECTS_TOGETHER]
+    return running | Bitmap.of(chosen)
+
+
+def lost_for_good(strikes: int, allowed: int) -> bool:
+    """Tell whether a task has lost so many workers that its outcome is WorkerLost.
+
+    `strikes` starts to count single deaths beyond `SUSPECT_IN_COMPANY` - 1.
+
+    >>> [lost_for_good(n, allowed=3) for n in (2, 3, 4)]
+    [False, False, True]
+    """
+    return strikes - (SUSPECT_IN_COMPANY - 1) >= allowed
+
+
+def steal(splittable: int, mean: float | None, minimum: float) -> int:
+    """Return how many of the `splittable` tasks of a busy shard an idle worker takes: half, if that pays.
+
+    Parameters
+    ----------
+    mean
+        Seconds a task of the shard takes; None while none has ended, so that they are long, or new.
+    minimum
+        Seconds of work that are worth two PUTs.
+    """
+    count = (splittable + 1) // 2
+    if mean is not None and count * mean < minimum:
+        return 0
+    return count

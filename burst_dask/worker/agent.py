@@ -1,0 +1,334 @@
+"""The agent: one worker process' part in the protocol.
+
+It keeps its threads busy with the shards it holds, finds another when they run low, and tells
+the store that it lives. Everything it needs of the world is injected, so that the simulator
+runs this very code.
+
+::
+
+    session log ──▶ _follow ──┐                         ┌──▶ Finder: claim, take over, split
+                              ├──▶ _work (the one loop) ┤
+    tasks that end ───────────┘                         └──▶ Executor: batches of ready tasks
+                                         Tender, one a shard: load, commit, poll
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from burst_dask.journal import log
+from burst_dask.journal.view import RunView
+from burst_dask.protocol import keys, policy
+from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Open, encode
+from burst_dask.protocol.session import SessionState
+from burst_dask.store import requests_of
+from burst_dask.worker.context import Context, wait_for
+from burst_dask.worker.execution import Call
+from burst_dask.worker.finder import BLOCKED, Finder, Found
+from burst_dask.worker.holding import Holding
+from burst_dask.worker.tender import Tender
+
+#: Seconds of work for one thread hop: the hop costs 0.1 ms, and a loop turn comes 20 times a second.
+BATCH_SECONDS = 0.05
+#: Another shard is looked for when less than this many seconds of work are left: a few requests' time.
+LOOK_AHEAD = 0.3
+#: Shards held at once; beyond it one that only waits for others is released.
+HELD_AT_ONCE = 16
+
+
+class Agent:
+    """One worker.
+
+    Parameters
+    ----------
+    context
+        The injected world.
+    host, pid
+        Where it runs, for people.
+    memory
+        Bytes of resident memory now, for people; called at each heartbeat.
+    """
+
+    def __init__(
+        self, context: Context, *, host: str = "", pid: int = 0, memory: Callable[[], int] | None = None
+    ) -> None:
+        self.context = context
+        self._host, self._pid, self._memory = host, pid, memory
+        self._started = context.clock.wall()
+        self.session = SessionState()
+        self.finder = Finder(context, self.beat)
+        self.tenders: dict[tuple[RunId, str], Tender] = {}
+        self._busy = 0
+        self._finding = False
+        #: batches in threads: nobody waits for them once the work is handed over
+        self._batches: set[asyncio.Task[None]] = set()
+        #: finding and tending: these end in order
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._session_news = asyncio.Event()
+        self._attached_at = context.clock.monotonic()
+        self._find_attempt = 0
+        self._find_after = 0.0
+        self._idle_since = context.clock.monotonic()
+        self._message = ""
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> str:
+        """Work until the session closes, nothing is left to do for long, or `stop` is called.
+
+        Returns
+        -------
+        str
+            Why it ended, as in `Ended.reason`.
+        """
+        context = self.context
+        await self._renew()
+        await self._read_session()
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            background = {group.create_task(loop()) for loop in (self._heartbeat, self._follow)}
+            await self._work()
+            await self._let_go_of_all()
+            for task in background | self._batches:
+                task.cancel()
+        reason = context.stopping or "idle"
+        await self.end(reason, self._message)
+        return reason
+
+    def stop(self, reason: str, message: str = "") -> None:
+        """Take no new work, hand over what is held, and end."""
+        if self.context.stopping is None:
+            self.context.stopping = reason
+            self._message = message
+            self.context.wake.set()
+            self._session_news.set()
+
+    async def end(self, reason: str, message: str = "") -> None:
+        """Record that this worker is gone, so that nobody waits for its lease."""
+        context = self.context
+        record = Ended(
+            worker=context.worker,
+            reason=reason,
+            message=message,
+            wrote=context.clock.wall(),
+            requests=requests_of(context.store),
+        )
+        await context.store.create(keys.ended(context.session, context.worker), encode(record))
+
+    def beat(self) -> Beat:
+        """Return the heartbeat to write now."""
+        context = self.context
+        return Beat(
+            worker=context.worker,
+            host=self._host,
+            pid=self._pid,
+            threads=context.executor.threads,
+            started=self._started,
+            holds=tuple(f"{run} {shard}" for run, shard in self.tenders),
+            memory=self._memory() if self._memory else 0,
+            requests=requests_of(context.store),
+        )
+
+    async def _renew(self) -> None:
+        context = self.context
+        key = keys.beat(context.session, context.worker)
+        await context.insist(lambda: context.store.put(key, encode(self.beat())))
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await self.context.clock.sleep(self.context.settings.heartbeat)
+            await self._renew()
+
+    # ------------------------------------------------------------------ the session log
+
+    async def _follow(self) -> None:
+        """Look for news in the session log: quickly while idle and a client waits, else seldom."""
+        context, settings = self.context, self.context.settings
+        attempt = 0
+        while not context.stopping:
+            now = context.clock.monotonic()
+            if self.tenders:
+                pause, attempt = settings.session_poll, 0
+            elif now - self._attached_at < settings.attached_for:
+                pause, attempt = policy.attached_poll(settings.wait_poll_min, self.finder.workers), 0
+            else:
+                pause = policy.backoff(attempt, settings.idle_poll_min, settings.idle_poll_max)
+                attempt += 1
+            await wait_for(self._session_news, pause)
+            if await self._read_session():
+                attempt = 0
+
+    async def _read_session(self) -> bool:
+        context = self.context
+        before = self.session
+
+        async def read() -> None:
+            async for entry in log.read_session(context.store, context.session, self.session.next):
+                self.session = self.session.apply(entry)
+                if isinstance(entry.action, Open | AddRun | Attach):
+                    self._attached_at = context.clock.monotonic()
+
+        await context.insist(read)
+        if self.session.closed:
+            self.stop("closed")
+        for (run, _), tender in self.tenders.items():
+            if run in self.session.cancelled:
+                tender.let_go("cancelled")
+        if self.session.runs.keys() - before.runs.keys():
+            self._look_again()
+        return self.session.next > before.next
+
+    def _look_again(self) -> None:
+        self._find_attempt, self._find_after = 0, 0.0
+        self.context.wake.set()
+
+    # ------------------------------------------------------------------ work
+
+    async def _work(self) -> None:
+        context = self.context
+        while not context.stopping:
+            self._dispatch()
+            now = context.clock.monotonic()
+            if self._hungry() and not self._finding and now >= self._find_after:
+                self._finding = True
+                self._spawn(self._find(), self._jobs)
+            if self.tenders or self._finding:
+                self._idle_since = now
+            elif now - self._idle_since >= context.settings.idle_timeout:
+                self.stop("idle", f"nothing to do for {context.settings.idle_timeout:.0f} s")
+                return
+            await wait_for(context.wake, self._pause(now))
+
+    def _spawn(self, job: Coroutine[Any, Any, None], kind: set[asyncio.Task[None]]) -> None:
+        task = self._group.create_task(job)
+        kind.add(task)
+        task.add_done_callback(kind.discard)
+
+    def _pause(self, now: float) -> float | None:
+        """Return how long to sleep unless something happens."""
+        if self._finding:
+            return None
+        due = [self._idle_since + self.context.settings.idle_timeout - now]
+        if self._hungry():
+            due.append(self._find_after - now)
+        return max(0.0, min(due))
+
+    def _hungry(self) -> bool:
+        """Tell whether the threads have, or will soon have, nothing to do."""
+        threads = self.context.executor.threads
+        if self._busy < threads and not any(t.holding.startable() for t in self.tenders.values()):
+            return True
+        return sum(t.holding.remaining() for t in self.tenders.values()) < LOOK_AHEAD * threads
+
+    def _dispatch(self) -> None:
+        """Give every free thread a batch of ready tasks, of the most urgent run first."""
+        context = self.context
+        order = sorted(self.tenders.values(), key=lambda t: -self.session.runs.get(t.view.run, 0))
+        for tender in order:
+            if tender.letting_go:
+                continue
+            while self._busy < context.executor.threads:
+                batch = tender.holding.take(BATCH_SECONDS)
+                if not batch:
+                    break
+                self._busy += 1
+                self._spawn(self._run_batch(tender, batch), self._batches)
+
+    async def _run_batch(self, tender: Tender, batch: list[int]) -> None:
+        context, holding, table = self.context, tender.holding, tender.holding.table
+        for position in batch:
+            context.durations.begin(table.kinds[position])
+        try:
+            done = await context.executor.run([_call(holding, p) for p in batch], holding.values, BATCH_SECONDS)
+        finally:
+            self._busy -= 1
+        for ran in done:
+            context.durations.end(table.kinds[ran.position], ran.seconds)
+            holding.finish(ran)
+        for position in batch[len(done) :]:
+            context.durations.end(table.kinds[position], None)
+            holding.give_back(position)
+        tender.stir()
+        context.wake.set()
+
+    # ------------------------------------------------------------------ shards
+
+    async def _find(self) -> None:
+        context, settings = self.context, self.context.settings
+        try:
+            if len(self.tenders) >= HELD_AT_ONCE:
+                self._release_a_blocked_one()
+            found = await self.finder.find(self.session)
+        finally:
+            self._finding = False
+        if found is not None:
+            self._find_attempt, self._find_after = 0, 0.0
+            self._tend(found)
+        else:
+            pause = policy.backoff(self._find_attempt, settings.idle_poll_min, settings.idle_poll_max)
+            self._find_after = context.clock.monotonic() + pause * context.entropy.uniform(0.8, 1.2)
+            self._find_attempt += 1
+        context.wake.set()
+
+    def _release_a_blocked_one(self) -> None:
+        blocked = [t for t in self.tenders.values() if not t.holding.active and not t.letting_go]
+        if blocked:
+            min(blocked, key=lambda tender: len(tender.holding.values)).let_go(BLOCKED)
+
+    def _tend(self, found: Found) -> None:
+        context = self.context
+        holding = Holding(
+            found.shard, found.table, context.memory.scope(), found.view.outcome, context.durations, context.settings
+        )
+        tender = Tender(context, found.view, holding, self._announce)
+        self.tenders[found.view.run, found.shard.id] = tender
+        if context.stopping:
+            tender.let_go(context.stopping)
+        self._spawn(self._tend_until_over(tender), self._jobs)
+
+    async def _tend_until_over(self, tender: Tender) -> None:
+        key = (tender.view.run, tender.holding.shard.id)
+        try:
+            await tender.run()
+        finally:
+            del self.tenders[key]
+            tender.holding.values.clear()
+        # What this shard gave may be what others waited for.
+        self._announce(tender.view)
+        self._look_again()
+
+    def _announce(self, view: RunView) -> None:
+        """Tell the other holdings of a run that more is known of it."""
+        for tender in self.tenders.values():
+            if tender.view is view and tender.holding.news():
+                tender.stir()
+        self.context.wake.set()
+
+    async def _let_go_of_all(self) -> None:
+        assert self.context.stopping is not None
+        for tender in self.tenders.values():
+            tender.let_go(self.context.stopping)
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+
+
+def _call(holding: Holding, position: int) -> Call:
+    table = holding.table
+    number = table.first + position
+    inputs = []
+    for needed in table.dependencies[position]:
+        own = needed - table.first
+        inputs.append((table.keys[own] if own >= 0 else table.foreign_keys[needed], needed))
+    return Call(
+        position=position,
+        number=number,
+        key=table.keys[position],
+        node=table.nodes[position],
+        inputs=tuple(inputs),
+        wanted=position in holding.wanted,
+        used=bool(holding.uses.get(number)),
+        attempt=holding.attempts[position],
+    )

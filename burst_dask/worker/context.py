@@ -1,0 +1,136 @@
+"""What the parts of an agent share: the injected world, and patience with the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from burst_dask.clock import Clock, Entropy
+from burst_dask.config import Settings
+from burst_dask.errors import CorruptObject, StoreAccessDenied, StoreFull, StoreUnavailable
+from burst_dask.journal.log import Author
+from burst_dask.journal.view import RunView
+from burst_dask.protocol import keys, policy
+from burst_dask.protocol.frames import unseal
+from burst_dask.protocol.keys import RunId, SessionId, WorkerId
+from burst_dask.protocol.records import Place, ShardRecord, decode
+from burst_dask.store.base import Span, Store
+from burst_dask.worker.durations import Durations
+from burst_dask.worker.execution import Executor, broken_table
+from burst_dask.worker.memory import Memory
+from burst_dask.worker.table import TaskTable
+
+logger = logging.getLogger("burst_dask.worker")
+
+T = TypeVar("T")
+#: Decoded shards kept, so that what was read to split it is not read again to run it.
+TABLES = 4
+
+
+async def wait_for(event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait until `event` is set, at most `seconds`; clear it, and tell whether it was."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    event.clear()
+    return True
+
+
+@dataclass
+class Context:
+    """Shared by the agent, its finder and its tenders."""
+
+    store: Store
+    session: SessionId
+    worker: WorkerId
+    settings: Settings
+    clock: Clock
+    entropy: Entropy
+    executor: Executor
+    memory: Memory
+    durations: Durations = field(init=False)
+    author: Author = field(init=False)
+    #: set when there may be something for the agent to do
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    #: why the agent ends; None while it goes on
+    stopping: str | None = None
+    views: dict[RunId, RunView] = field(default_factory=dict)
+    _tables: OrderedDict[tuple[RunId, int], TaskTable] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.durations = Durations(self.clock)
+        self.author = Author(self.worker, self.clock, self.entropy)
+
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `call` while the store is away, full, or refuses expired credentials.
+
+        The work in memory is worth the wait: it is given up only after `idle_timeout`, or when
+        the worker is told to stop.
+        """
+        started = self.clock.monotonic()
+        attempt = 0
+        while True:
+            try:
+                return await call()
+            except (StoreUnavailable, StoreAccessDenied, StoreFull) as error:
+                waited = self.clock.monotonic() - started
+                if self.stopping or waited > self.settings.idle_timeout:
+                    raise
+                logger.warning("%s; trying again, %.0f s so far", error, waited)
+                low, high = self.settings.idle_poll_min, self.settings.idle_poll_max
+                await self.clock.sleep(policy.backoff(attempt, low, high))
+                attempt += 1
+
+    async def view(self, run: RunId) -> RunView | None:
+        """Return the worker's view of a run, reading its plan the first time."""
+        view = self.views.get(run)
+        if view is None:
+            view = await self.insist(lambda: RunView.open(self.store, run))
+            if view is not None:
+                self.views[run] = view
+        return view
+
+    async def table(self, view: RunView, number: int) -> TaskTable:
+        """Return the tasks of plan shard `number`; if they are damaged, ones that fail saying so."""
+        cached = self._tables.get((view.run, number))
+        if cached is not None:
+            return cached
+        info = view.plan.shards[number]
+        try:
+            record = await self._record(view.run, info.place)
+            table = await self.executor.open(record, await self._buffers(view.run, record.buffers))
+        except CorruptObject as error:
+            table = broken_table(info.first, info.count, error)
+        self._tables[view.run, number] = table
+        while len(self._tables) > TABLES:
+            self._tables.popitem(last=False)
+        return table
+
+    async def _record(self, run: RunId, place: Place) -> ShardRecord:
+        key = keys.pack(run, place.pack)
+        (data,) = await self._ranges(key, [Span(place.start, place.end)])
+        return decode(ShardRecord, key, data)
+
+    async def _buffers(self, run: RunId, places: tuple[Place, ...]) -> list[memoryview]:
+        by_pack: dict[int, list[int]] = {}
+        for position, place in enumerate(places):
+            by_pack.setdefault(place.pack, []).append(position)
+        buffers: list[memoryview] = [memoryview(b"")] * len(places)
+        for pack, positions in by_pack.items():
+            key = keys.pack(run, pack)
+            blobs = await self._ranges(key, [Span(places[p].start, places[p].end) for p in positions])
+            for position, blob in zip(positions, blobs, strict=True):
+                buffers[position] = unseal(key, blob)
+        return buffers
+
+    async def _ranges(self, key: str, spans: list[Span]) -> list[memoryview]:
+        found = await self.insist(lambda: self.store.get_ranges(key, spans))
+        if found is None:
+            raise CorruptObject(f"{key}: the plan names it, and it is gone")
+        return found

@@ -1,0 +1,201 @@
+"""Running tasks in threads, and turning records into tasks and values into bytes.
+
+`Executor` is what the agent needs of whatever runs its tasks; the simulator has one of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+from dask.sizeof import sizeof
+from dask.utils import key_split
+
+from burst_dask import serialize
+from burst_dask.clock import thread_time
+from burst_dask.errors import UnstorableResult
+from burst_dask.protocol import policy
+from burst_dask.protocol.frames import Buffer
+from burst_dask.protocol.records import ShardRecord
+from burst_dask.worker.holding import Ran
+from burst_dask.worker.memory import Scope
+from burst_dask.worker.table import TaskTable
+
+
+class Call(NamedTuple):
+    """One task to run."""
+
+    position: int
+    number: int
+    key: Any
+    node: Any
+    #: Dask key and global number of each input
+    inputs: tuple[tuple[Any, int], ...]
+    #: whether somebody outside the shard needs the result
+    wanted: bool
+    #: whether a later task of the shard needs it
+    used: bool
+    #: how often it has been started, this time included
+    attempt: int
+
+
+class Executor(Protocol):
+    """What the agent needs of whatever runs its tasks."""
+
+    #: how many batches run at once
+    threads: int
+
+    async def open(self, record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
+        """Decode the tasks of a shard. Never raises for their sake: a task that cannot be decoded fails when run."""
+
+    async def run(self, calls: Sequence[Call], values: Scope, seconds: float) -> list[Ran]:
+        """Run calls one after another; stop early when `seconds` have passed or one of them fails."""
+
+    async def load(self, bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Exception]:
+        """Decode stored results; each becomes its value and size, or why it cannot be decoded."""
+
+    def close(self) -> None:
+        """Start nothing more."""
+
+
+class Undecodable:
+    """Stands in for a task that could not be decoded: running it raises why."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, values: dict[Any, Any]) -> Any:
+        raise self.error
+
+
+def broken_table(first: int, count: int, error: Exception) -> TaskTable:
+    """Return a table whose every task fails with `error`."""
+    return TaskTable(
+        first=first,
+        keys=[f"task {first + position}" for position in range(count)],
+        nodes=[Undecodable(error)] * count,
+        dependencies=((),) * count,
+        dependents=[[] for _ in range(count)],
+        foreign_keys={},
+        kinds=["undecodable"] * count,
+    )
+
+
+def open_table(record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
+    """Decode the tasks of a shard."""
+    names = pickle.loads(record.keys)  # noqa: S301 - who may write the store may run code, see README
+    count = len(names)
+    try:
+        nodes: list[Any] = serialize.load_payload(record.payload, buffers)
+    except Exception as error:  # whatever importing the user's modules raises
+        nodes = [Undecodable(error)] * count
+    dependents: list[list[int]] = [[] for _ in range(count)]
+    for position, numbers in enumerate(record.dependencies):
+        for number in numbers:
+            if number >= record.first:
+                dependents[number - record.first].append(position)
+    notes = record.annotations
+    return TaskTable(
+        first=record.first,
+        keys=names,
+        nodes=nodes,
+        dependencies=record.dependencies,
+        dependents=dependents,
+        foreign_keys=pickle.loads(record.foreign_keys),  # noqa: S301
+        wanted=record.wanted,
+        retries={position: int(note["retries"]) for position, note in notes.items() if "retries" in note},
+        priority={position: int(note["priority"]) for position, note in notes.items() if "priority" in note},
+        resources={position: note["resources"] for position, note in notes.items() if note.get("resources")},
+        kinds=[key_split(name) for name in names],
+    )
+
+
+class ThreadExecutor:
+    """Runs tasks in threads of this process.
+
+    Parameters
+    ----------
+    threads
+        How many batches run at once.
+    worker
+        Name of the worker, for the record of a failure.
+    """
+
+    def __init__(self, threads: int, worker: str) -> None:
+        self.threads = threads
+        self._worker = worker
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="burst-task")
+        # Decoding may import large modules: it must neither block the event loop nor wait for tasks.
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="burst-decode")
+
+    async def open(self, record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
+        return await asyncio.get_running_loop().run_in_executor(self._decoder, open_table, record, buffers)
+
+    async def run(self, calls: Sequence[Call], values: Scope, seconds: float) -> list[Ran]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, run_calls, calls, values, seconds, self._worker)
+
+    async def load(self, bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Exception]:
+        if sum(map(len, bodies.values())) < 100_000:
+            return load_bodies(bodies)
+        return await asyncio.get_running_loop().run_in_executor(self._decoder, load_bodies, bodies)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._decoder.shutdown(wait=False, cancel_futures=True)
+
+
+def load_bodies(bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Exception]:
+    """Decode stored results."""
+    loaded: dict[int, tuple[Any, int] | Exception] = {}
+    for number, body in bodies.items():
+        try:
+            loaded[number] = serialize.loads(body), len(body)
+        except Exception as error:  # whatever unpickling a user's class raises
+            loaded[number] = error
+    return loaded
+
+
+def run_calls(calls: Sequence[Call], values: Scope, seconds: float, worker: str) -> list[Ran]:
+    """Run calls one after another in this thread; those not returned were not started."""
+    done: list[Ran] = []
+    fresh: dict[int, Any] = {}
+    start = thread_time()
+    for call in calls:
+        ran = _run_call(call, values, fresh, worker, start)
+        done.append(ran)
+        start = start + ran.seconds
+        seconds -= ran.seconds
+        if ran.failed or seconds <= 0:
+            break
+    return done
+
+
+def _run_call(call: Call, values: Scope, fresh: dict[int, Any], worker: str, start: float) -> Ran:
+    try:
+        value = call.node({key: fresh[n] if n in fresh else values[n] for key, n in call.inputs})
+        elapsed = thread_time() - start
+        fresh[call.number] = value
+        size = sizeof(value) if call.used or elapsed > 10 * policy.STORE_LATENCY else 0
+        body: list[Buffer] | None = None
+        if call.wanted or policy.worth_storing(elapsed, size):
+            body = _store(call, value)
+        return Ran(call.position, elapsed, value, size, body)
+    except BaseException as error:  # also SystemExit: a task must not end its worker
+        body = serialize.dump_failure(error, key=call.key, worker=worker, attempts=call.attempt)
+        return Ran(call.position, thread_time() - start, body=body, failed=True)
+
+
+def _store(call: Call, value: Any) -> list[Buffer] | None:
+    try:
+        return serialize.dumps(value)
+    except Exception as error:
+        if not call.wanted:
+            return None  # it stays in memory, and would be recomputed
+        raise UnstorableResult(
+            f"the result of task {call.key!r}, a {type(value).__name__}, cannot be pickled, "
+            "and it is needed outside of the worker that computed it"
+        ) from error

@@ -1,0 +1,298 @@
+"""Finding a shard to work on: claim a free one, take over a dead one's, or split a busy one's.
+
+Each way ends in one conditional append, so a lost race costs a request and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from burst_dask.journal import log
+from burst_dask.journal.view import RunView
+from burst_dask.protocol import keys, policy
+from burst_dask.protocol.bitmap import EMPTY, Bitmap
+from burst_dask.protocol.keys import RunId, ShardId, WorkerId
+from burst_dask.protocol.records import Action, Beat, Claim, Ended, Split, Takeover, decode, encode
+from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.shard import Phase, Shard
+from burst_dask.worker.context import Context
+from burst_dask.worker.table import TaskTable
+
+#: Lost races for untouched shards before looking at everything.
+CLAIM_TRIES = 4
+#: A shard released for this reason waits for others: it is claimed again when those are complete.
+BLOCKED = "nothing ready"
+
+
+class Found(NamedTuple):
+    """A shard that this worker now holds."""
+
+    view: RunView
+    shard: Shard
+    table: TaskTable
+
+
+class Liveness(NamedTuple):
+    """Which workers of the session are dead, by one listing of heartbeats."""
+
+    #: worker -> why it may be taken over
+    dead: dict[WorkerId, str]
+    alive: frozenset[WorkerId]
+
+
+class Finder:
+    """Finds work for one agent.
+
+    Parameters
+    ----------
+    beat
+        Writes the worker's own heartbeat: the judge's, by which others are judged.
+    """
+
+    def __init__(self, context: Context, beat: Callable[[], Beat]) -> None:
+        self.context = context
+        self._beat = beat
+        #: runs in which every task has its outcome
+        self.complete: set[RunId] = set()
+        #: shards that this worker cannot run: it lacks a resource that every task left needs
+        self.unfit: set[tuple[RunId, ShardId]] = set()
+        self.workers = 1
+
+    async def find(self, session: SessionState) -> Found | None:
+        """Return a shard of the most urgent run that has one, or None."""
+        if session.workers:
+            self.workers = max(self.workers, session.workers)
+        for run in session.live_runs:
+            if run in self.complete:
+                continue
+            view = await self.context.view(run)
+            if view is None:
+                continue
+            shard = await self._find_in(view)
+            if shard is not None:
+                number = keys.root_number(shard.id)
+                return Found(view, shard, await self.context.table(view, number))
+            if self._all_complete(view):
+                self.complete.add(run)
+        return None
+
+    def _all_complete(self, view: RunView) -> bool:
+        totals = view.totals()
+        return totals.pending == 0
+
+    async def _find_in(self, view: RunView) -> Shard | None:
+        shard = await self._claim_untouched(view)
+        if shard is not None:
+            return shard
+        await self.context.insist(view.survey)
+        if self._all_complete(view):
+            return None
+        return (
+            await self._claim_untouched(view)
+            or await self._claim_freed(view)
+            or await self._take_over(view)
+            or await self._split(view)
+        )
+
+    # ------------------------------------------------------------------ claim
+
+    async def _claim_untouched(self, view: RunView) -> Shard | None:
+        """Claim a plan shard that nobody has claimed, as far as known.
+
+        Workers choose at random among the first ones, as many as there may be other workers
+        looking too: so they seldom meet, and the run still proceeds in its memory-saving order.
+        """
+        for attempt in range(CLAIM_TRIES):
+            window = self._untouched(view, 2 * self.workers - 1)
+            if not window:
+                return None
+            id = keys.root_shard(self.context.entropy.choice(window))
+            shard = await self._try(view, view.shard(id), Claim(self._first(view.shard(id).index.pending)))
+            if shard is not None:
+                return shard
+            if attempt == 0:
+                await self.context.insist(view.list_entries)
+        return None
+
+    def _untouched(self, view: RunView, limit: int) -> list[int]:
+        found: list[int] = []
+        for number in range(len(view.plan.shards)):
+            if not view.touched(number) and self._may_begin(view, number):
+                found.append(number)
+                if len(found) == limit:
+                    break
+        return found
+
+    def _may_begin(self, view: RunView, number: int) -> bool:
+        """Tell whether a plan shard has, or may have, a task that can run."""
+        info = view.plan.shards[number]
+        return info.free > 0 or self._upstream_complete(view, number)
+
+    def _upstream_complete(self, view: RunView, number: int) -> bool:
+        return all(view.complete(upstream) for upstream in view.plan.shards[number].upstream)
+
+    async def _claim_freed(self, view: RunView) -> Shard | None:
+        """Claim a shard that its holder released, or that was split off and never claimed."""
+        for shard in self._all(view):
+            if shard.phase is not Phase.FREE or (shard.next == 0 and "-" not in shard.id):
+                continue
+            if (view.run, shard.id) in self.unfit:
+                continue
+            if shard.index.cause == BLOCKED and not self._upstream_complete(view, keys.root_number(shard.id)):
+                continue
+            claimed = await self._try(view, shard, Claim(self._first(shard.index.pending)))
+            if claimed is not None:
+                return claimed
+        return None
+
+    def _first(self, tasks: Bitmap) -> Bitmap:
+        """Return what to reserve of a shard that is not yet read: the first seconds of work."""
+        context = self.context
+        threads = context.executor.threads
+        count = threads * context.settings.reserve_ahead / max(context.durations.typical(), 1e-6)
+        return tasks.first(max(threads, int(min(count, len(tasks)))))
+
+    def _all(self, view: RunView) -> Iterable[Shard]:
+        """Return the known shards and their unclaimed children."""
+        known = list(view.shards.values())
+        children = [view.shard(child) for shard in known for child in shard.index.children if child not in view.shards]
+        return known + children
+
+    # ------------------------------------------------------------------ take over
+
+    async def liveness(self) -> Liveness:
+        """Judge all workers by one listing of heartbeats, the own one just renewed (rule 6)."""
+        context = self.context
+        me = self._beat()
+        await context.insist(lambda: context.store.put(keys.beat(context.session, context.worker), encode(me)))
+        beats: dict[WorkerId, float] = {}
+        ended: set[WorkerId] = set()
+        async for page in context.store.list(keys.workers(context.session)):
+            for meta in page:
+                worker, kind = keys.split_worker_key(meta.key)
+                if kind == "ended":
+                    ended.add(worker)
+                else:
+                    beats[worker] = meta.modified
+        now = max(beats.values())
+        dead: dict[WorkerId, str] = {}
+        for worker in beats.keys() | ended:
+            if policy.lease_is_dead(now, beats.get(worker), worker in ended, context.settings.lease):
+                dead[worker] = "ended" if worker in ended else "its heartbeat stopped"
+        return Liveness(dead, frozenset(beats.keys() - dead.keys()))
+
+    async def _take_over(self, view: RunView) -> Shard | None:
+        held = [s for s in view.shards.values() if s.phase is Phase.HELD and s.index.holder != self.context.worker]
+        if not held:
+            return None
+        liveness = await self.context.insist(self.liveness)
+        self.workers = max(len(liveness.alive), 1)
+        for shard in held:
+            holder = shard.index.holder
+            assert holder is not None
+            if holder in liveness.alive or (view.run, shard.id) in self.unfit:
+                continue
+            cause = await self._cause(holder, liveness.dead.get(holder, "it has no heartbeat"))
+            # The killers among what it had reserved are not known yet: the table's reading comes first.
+            taken = await self._try(view, shard, Takeover(lost=holder, cause=cause, reserved=EMPTY))
+            if taken is not None:
+                return taken
+        return None
+
+    async def _cause(self, worker: WorkerId, cause: str) -> str:
+        """Return in words why a worker is gone."""
+        if cause != "ended":
+            return f"worker {worker}: {cause}"
+        key = keys.ended(self.context.session, worker)
+        data = await self.context.insist(lambda: self.context.store.get(key))
+        record = None if data is None else decode(Ended, key, data)
+        return f"worker {worker}: " + (record.message or record.reason if record else cause)
+
+    # ------------------------------------------------------------------ split
+
+    async def _split(self, view: RunView) -> Shard | None:
+        """Take unreserved tasks of the busy shard that has the most work left."""
+        best: Shard | None = None
+        most = 0.0
+        for shard in view.shards.values():
+            if shard.index.holder == self.context.worker or (view.run, shard.id) in self.unfit:
+                continue
+            count = policy.steal(len(shard.splittable), self._mean(shard), self.context.settings.split_from)
+            work = count * (self._mean(shard) or self.context.durations.typical())
+            # Of equally loaded shards the thieves take different ones.
+            work *= self.context.entropy.uniform(0.8, 1.0)
+            if work > most:
+                best, most = shard, work
+        if best is None:
+            return None
+        table = await self.context.table(view, keys.root_number(best.id))
+        tasks = takeable(view, best, table)
+        tasks = closed_part(tasks, table, policy.steal(len(tasks), self._mean(best), self.context.settings.split_from))
+        if not tasks:
+            return None
+        child = keys.child_shard(best.id, best.next)
+        parent = await self._try(view, best, Split(child=child, tasks=tasks))
+        if parent is None:
+            return None
+        fresh = Shard.untouched(child, tasks)
+        return await self._try(view, fresh, Claim(self._first(tasks)))
+
+    @staticmethod
+    def _mean(shard: Shard) -> float | None:
+        outcomes = shard.index.outcomes
+        return outcomes.seconds / outcomes.ran if outcomes.ran else None
+
+    # ------------------------------------------------------------------ append
+
+    async def _try(self, view: RunView, shard: Shard, action: Action) -> Shard | None:
+        """Append `action` if nobody was quicker; otherwise learn what they did."""
+        context = self.context
+        attempt = log.prepare(shard, context.author, action)
+        after = await context.insist(lambda: log.append(context.store, view.run, attempt))
+        if after is None:
+            await context.insist(lambda: view.poll(shard.id))
+            return None
+        view.learn(after)
+        return after
+
+
+def takeable(view: RunView, shard: Shard, table: TaskTable) -> Bitmap:
+    """Return the tasks of a busy shard that can run elsewhere.
+
+    Nobody has reserved them, and each input is stored, or comes from a task that is takeable too.
+    """
+    chosen: set[int] = set()
+    outcomes, first = shard.index.outcomes, table.first
+    for position in shard.splittable:
+        for number in table.dependencies[position]:
+            own = number - first
+            if own in chosen or (own in outcomes.stored and own in outcomes.done):
+                continue
+            if own in shard.index.tasks:
+                break
+            outcome = view.outcome(number)
+            if outcome is None or not outcome.done:
+                break
+        else:
+            chosen.add(position)
+    return Bitmap.of(chosen)
+
+
+def closed_part(tasks: Bitmap, table: TaskTable, count: int) -> Bitmap:
+    """Return about `count` of `tasks`, the last ones in order, with all they need among `tasks`."""
+    chosen: set[int] = set()
+    for position in sorted(tasks, reverse=True):
+        if len(chosen) >= count:
+            break
+        group: set[int] = set()
+        stack = [position]
+        while stack:
+            one = stack.pop()
+            if one in group or one in chosen or one not in tasks:
+                continue
+            group.add(one)
+            stack.extend(number - table.first for number in table.dependencies[one] if number >= table.first)
+        if len(chosen) + len(group) <= count + count // 2:
+            chosen |= group
+    return Bitmap.of(chosen)

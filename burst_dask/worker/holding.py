@@ -1,0 +1,457 @@
+"""One held shard in a worker's memory: what can run, what runs, what has ended.
+
+Pure bookkeeping in the manner of `dask.local` and of distributed's worker state machine: the
+agent tells it events (`news`, `loaded`, `finish`, `refold`) and asks it questions (`take`,
+`to_load`, `awaited`, `facts`). No I/O, no clock. State of each task, by its position:
+
+::
+
+    waiting ──▶ loadable ──▶ ready ──▶ running ──▶ finished ──▶ (committed)
+       │            (inputs must be read)  │             ▲
+       └── a dependency failed ────────────┼─────────────┘
+                                           └── failed, retries left ──▶ ready
+
+``parked`` are tasks that could be loadable or ready, were they reserved (PROTOCOL.md,
+"Reservation"): only the newest entry's reserved tasks may start.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from burst_dask.config import Settings
+from burst_dask.journal.view import TaskOutcome
+from burst_dask.protocol import policy
+from burst_dask.protocol.bitmap import EMPTY, Bitmap
+from burst_dask.protocol.frames import Buffer
+from burst_dask.protocol.shard import Shard
+from burst_dask.worker.durations import Durations
+from burst_dask.worker.memory import Scope
+from burst_dask.worker.table import TaskTable
+
+
+@dataclass(slots=True)
+class Ran:
+    """What came of one execution of a task."""
+
+    position: int
+    #: seconds it took
+    seconds: float = 0.0
+    value: Any = None
+    #: bytes of the value in memory
+    size: int = 0
+    #: the result or error as stored (unsealed); None when only this shard needs it
+    body: list[Buffer] | None = None
+    failed: bool = False
+
+
+@dataclass
+class Finished:
+    """Outcomes that are not yet committed."""
+
+    ran: dict[int, Ran] = field(default_factory=dict)
+    #: first cause (global number) -> positions that failed because of it
+    upstream: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    def __len__(self) -> int:
+        return len(self.ran) + sum(map(len, self.upstream.values()))
+
+
+class Holding:
+    """A shard that this worker holds.
+
+    Parameters
+    ----------
+    shard
+        Its folded state, with this worker as the holder.
+    table
+        Its tasks.
+    values
+        Results in memory by global number; private to this holding.
+    outcome
+        What is known of any task of the run, by global number.
+    durations
+        How long tasks of each kind take.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        table: TaskTable,
+        values: Scope,
+        outcome: Callable[[int], TaskOutcome | None],
+        durations: Durations,
+        settings: Settings,
+    ) -> None:
+        self.shard = shard
+        self.table = table
+        self.values = values
+        self.durations = durations
+        self.settings = settings
+        self._outcome = outcome
+        #: positions to run: those without an outcome, and `revived`
+        self.todo: set[int] = set()
+        #: done before, by a holder that died with their results; run again, not committed again
+        self.revived: set[int] = set()
+        #: position -> dependencies without an outcome, or outside of memory with no place in the store
+        self.unmet: dict[int, int] = {}
+        #: … of which in other shards
+        self.unmet_foreign: Counter[int] = Counter()
+        #: global number of an awaited outcome elsewhere -> positions here that need it
+        self.waiting: dict[int, list[int]] = defaultdict(list)
+        self.parked: set[int] = set()
+        self.loadable: list[tuple[int, int]] = []
+        self.loading: set[int] = set()
+        self.ready: list[tuple[int, int]] = []
+        self.running: set[int] = set()
+        self.attempts: Counter[int] = Counter()
+        self.finished = Finished()
+        #: global number -> how many positions to run still need its value
+        self.uses: Counter[int] = Counter()
+        #: positions whose results somebody outside the shard needs
+        self.wanted: Bitmap = EMPTY
+        #: bytes of uncommitted results, and whether anybody outside the shard needs one
+        self.finished_size = 0
+        self.finished_wanted = False
+        self._plan_todo()
+
+    # ------------------------------------------------------------------ beginning
+
+    def _plan_todo(self) -> None:
+        index, table = self.shard.index, self.table
+        self.todo = set(index.pending)
+        stack = list(self.todo)
+        while stack:
+            for dependency in table.dependencies[stack.pop()]:
+                position = dependency - table.first
+                if self._lost(position) and position not in self.todo:
+                    self.todo.add(position)
+                    self.revived.add(position)
+                    stack.append(position)
+        self.wanted = self._find_wanted()
+        for position in self.todo:
+            self.uses.update(table.dependencies[position])
+        for position in sorted(self.todo):
+            self._connect(position)
+
+    def _lost(self, position: int) -> bool:
+        """Tell whether an own task is done, but its result was only in a dead worker's memory."""
+        outcomes = self.shard.index.outcomes
+        return position in self.shard.index.tasks and position in outcomes.done and position not in outcomes.stored
+
+    def _find_wanted(self) -> Bitmap:
+        tasks = self.shard.index.tasks
+        wanted = self.table.wanted & tasks
+        if len(tasks) == self.table.count:
+            return wanted
+        # Part of the plan's shard lies in another one: what crosses the cut is needed outside.
+        return wanted | Bitmap.of(p for p in tasks if any(d not in tasks for d in self.table.dependents[p]))
+
+    def _connect(self, position: int) -> None:
+        """Count what a task waits for; it may turn out ready, or failed upstream."""
+        unmet = 0
+        cause: int | None = None
+        for dependency in self.table.dependencies[position]:
+            if dependency - self.table.first in self.todo:
+                unmet += 1
+                continue
+            outcome = self._outcome(dependency)
+            if outcome is None:
+                self.waiting[dependency].append(position)
+                self.unmet_foreign[position] += 1
+                unmet += 1
+            elif not outcome.done and cause is None:
+                cause = outcome.cause
+        self.unmet[position] = unmet
+        if cause is not None:
+            self._fail_upstream([position], cause)
+        elif not unmet:
+            self._enable(position)
+
+    # ------------------------------------------------------------------ events
+
+    def news(self) -> bool:
+        """Take in outcomes of other shards that have become known; tell whether any mattered."""
+        mattered = False
+        for dependency in list(self.waiting):
+            outcome = self._outcome(dependency)
+            if outcome is None:
+                continue
+            mattered = True
+            positions = self.waiting.pop(dependency)
+            if outcome.done:
+                for position in positions:
+                    self.unmet_foreign[position] -= 1
+                    self._met(position)
+            else:
+                assert outcome.cause is not None
+                self._fail_upstream(positions, outcome.cause)
+        return mattered
+
+    def loaded(self, positions: Iterable[int], values: dict[int, tuple[Any, int]]) -> None:
+        """Take in inputs read for `positions`, which become ready: values with their sizes."""
+        for number, (value, size) in values.items():
+            if self.uses.get(number):
+                self.values.put(number, value, size)
+        for position in positions:
+            self.loading.discard(position)
+            if position in self.todo:
+                self._enable(position)
+
+    def unloadable(self, position: int, ran: Ran) -> None:
+        """Record that an input of a task cannot be read: its outcome is that error."""
+        self.loading.discard(position)
+        self._end(ran)
+
+    def finish(self, ran: Ran) -> None:
+        """Record that an execution has ended."""
+        position = ran.position
+        self.running.discard(position)
+        if position not in self.todo:
+            return  # taken by a backup copy meanwhile
+        if ran.failed and self.attempts[position] <= self.table.retries.get(position, 0):
+            self._enable(position)
+        else:
+            self._end(ran)
+
+    def give_back(self, position: int) -> None:
+        """Record that a task taken for a batch was not started after all."""
+        self.running.discard(position)
+        self.attempts[position] -= 1
+        if position in self.todo and not self.unmet[position]:
+            self._enable(position)
+
+    def refold(self, shard: Shard) -> None:
+        """Take in what others appended: tasks split off, or finished by a backup copy."""
+        gone = self.shard.index.tasks - shard.index.tasks
+        covered = shard.index.outcomes.all - self.shard.index.outcomes.all
+        self.shard = shard
+        for position in gone:
+            # What stays here and depends on it now awaits another shard's outcome.
+            self._forget(position)
+            for dependent in self.table.dependents[position]:
+                if dependent in self.todo and dependent not in gone:
+                    self.waiting[self.table.first + position].append(dependent)
+                    self.unmet_foreign[dependent] += 1
+        if gone:
+            self.wanted = self._find_wanted()
+        for position in covered & Bitmap.of(self.todo):
+            self._forget(position)
+            self.finished.ran.pop(position, None)
+            self._settle_dependents(position)
+        self.news()
+        self._unpark()
+
+    def committed(self, shard: Shard) -> None:
+        """Take in the state after an entry of one's own."""
+        self.shard = shard
+        self._unpark()
+
+    def collect(self) -> Finished:
+        """Return what has finished, which from now on is being committed."""
+        finished, self.finished = self.finished, Finished()
+        self.finished_size, self.finished_wanted = 0, False
+        return finished
+
+    # ------------------------------------------------------------------ how tasks move
+
+    def _met(self, position: int) -> None:
+        self.unmet[position] -= 1
+        if not self.unmet[position] and position in self.todo and position not in self.running:
+            self._enable(position)
+
+    def _may_start(self, position: int) -> bool:
+        return position in self.revived or position in self.shard.index.reserved
+
+    def _enable(self, position: int) -> None:
+        """Queue a task whose dependencies all have outcomes."""
+        if not self._may_start(position):
+            self.parked.add(position)
+            return
+        item = (-self.table.priority.get(position, 0), position)
+        missing = any(number not in self.values for number in self.table.dependencies[position])
+        heapq.heappush(self.loadable if missing else self.ready, item)
+
+    def _unpark(self) -> None:
+        for position in [p for p in self.parked if self._may_start(p)]:
+            self.parked.discard(position)
+            self._enable(position)
+
+    def _end(self, ran: Ran) -> None:
+        """Give a task its outcome, to be committed."""
+        position = ran.position
+        number = self.table.first + position
+        self._forget(position)
+        if position not in self.revived:
+            self.finished.ran[position] = ran
+            self.finished_size += sum(memoryview(part).nbytes for part in ran.body or ())
+            self.finished_wanted |= position in self.wanted
+        if not ran.failed:
+            if self.uses.get(number):
+                self.values.put(number, ran.value, ran.size)
+            ran.value = None
+            self._settle_dependents(position)
+        elif position in self.revived:
+            # It was done once and now is not: whoever needs it fails with this error.
+            for dependent in self.table.dependents[position]:
+                if dependent in self.todo:
+                    self._end(Ran(dependent, body=ran.body, failed=True))
+        else:
+            self._fail_upstream(self.table.dependents[position], number)
+
+    def _settle_dependents(self, position: int) -> None:
+        for dependent in self.table.dependents[position]:
+            if dependent in self.todo:
+                self._met(dependent)
+
+    def _fail_upstream(self, positions: Iterable[int], cause: int) -> None:
+        """Give tasks, and all that depend on them here, the outcome `upstream failed` (rule 4)."""
+        stack = list(positions)
+        while stack:
+            position = stack.pop()
+            if position not in self.todo:
+                continue
+            self._forget(position)
+            if position not in self.revived:
+                self.finished.upstream[cause].add(position)
+            stack.extend(self.table.dependents[position])
+
+    def _forget(self, position: int) -> None:
+        """Take a task out of what is to run, and let go of inputs that nothing else needs."""
+        if position not in self.todo:
+            return
+        self.todo.discard(position)
+        self.parked.discard(position)
+        for number in self.table.dependencies[position]:
+            self.uses[number] -= 1
+            if not self.uses[number]:
+                del self.uses[number]
+                self.values.pop(number, None)
+
+    # ------------------------------------------------------------------ questions
+
+    def take(self, seconds: float) -> list[int]:
+        """Return tasks for one thread, in an order in which they can run one after another.
+
+        They take about `seconds` together, so that tiny tasks pay for one thread hop in many;
+        a dependent that only needs tasks of the same batch is part of it. A task of unknown
+        kind, or longer than that, comes alone.
+        """
+        batch: list[int] = []
+        members: set[int] = set()
+        unmet: dict[int, int] = {}
+        followers: list[int] = []
+        while seconds > 0 and (position := self._next(followers)) is not None:
+            estimate = self.durations.known(self.table.kinds[position])
+            estimate = seconds if estimate is None else estimate
+            if batch and estimate >= seconds:
+                if position not in unmet:
+                    heapq.heappush(self.ready, (-self.table.priority.get(position, 0), position))
+                break
+            seconds -= estimate
+            batch.append(position)
+            members.add(position)
+            for dependent in self.table.dependents[position]:
+                left = unmet[dependent] = unmet.get(dependent, self.unmet.get(dependent, 0)) - 1
+                if not left and self._follows(dependent, members):
+                    heapq.heappush(followers, dependent)
+        self.running |= members
+        self.attempts.update(batch)
+        return batch
+
+    def _next(self, followers: list[int]) -> int | None:
+        if followers:
+            return heapq.heappop(followers)
+        while self.ready:
+            _, position = heapq.heappop(self.ready)
+            if position in self.todo and position not in self.running:
+                return position
+        return None
+
+    def _follows(self, position: int, members: set[int]) -> bool:
+        return (
+            position in self.todo
+            and self._may_start(position)
+            and all(n in self.values or n - self.table.first in members for n in self.table.dependencies[position])
+        )
+
+    def startable(self) -> bool:
+        """Tell whether `take` would return anything."""
+        while self.ready and self.ready[0][1] not in self.todo:
+            heapq.heappop(self.ready)
+        return bool(self.ready)
+
+    def to_load(self, limit: int, size: Callable[[int], int]) -> tuple[list[int], set[int]]:
+        """Return the next tasks whose inputs are to be read, and the global numbers of those.
+
+        As many as fit in `limit` bytes by `size`, at least one.
+        """
+        positions: list[int] = []
+        numbers: set[int] = set()
+        while self.loadable and (limit > 0 or not positions):
+            _, position = heapq.heappop(self.loadable)
+            if position not in self.todo:
+                continue
+            missing = {n for n in self.table.dependencies[position] if n not in self.values} - numbers
+            limit -= sum(map(size, missing))
+            numbers |= missing
+            positions.append(position)
+            self.loading.add(position)
+        return positions, numbers
+
+    def awaited(self) -> Iterator[int]:
+        """Yield global numbers of outcomes in other shards that tasks here wait for."""
+        return iter(self.waiting)
+
+    def candidates(self) -> Iterator[int]:
+        """Yield, in order, pending tasks that can run now or after others of this shard."""
+        reach: set[int] = set()
+        first = self.table.first
+        for position in sorted(self.todo):
+            if self.unmet_foreign.get(position, 0) > 0:
+                continue
+            own = (number - first for number in self.table.dependencies[position])
+            if self.unmet[position] and any(p in self.todo and p not in reach for p in own):
+                continue
+            reach.add(position)
+            if position not in self.revived:
+                yield position
+
+    def reserve(self, threads: int) -> Bitmap:
+        """Return the tasks to reserve with the next entry."""
+        return policy.reserve(
+            self.candidates(),
+            self.guess,
+            self.shard.index.strikes,
+            Bitmap.of(self.running - self.revived),
+            threads,
+            self.settings.reserve_ahead,
+        )
+
+    def guess(self, position: int) -> float:
+        """Return how many seconds the task at `position` probably takes."""
+        return self.durations.guess(self.table.kinds[position])
+
+    def ahead(self) -> float:
+        """Return the probable seconds of reserved work that can run and has not begun."""
+        reserved = self.shard.index.reserved
+        return sum(self.guess(p) for p in self.candidates() if p in reserved and p not in self.running)
+
+    def remaining(self) -> float:
+        """Return roughly how many seconds of work that can run now are left here."""
+        queued = len(self.ready) + len(self.loadable) + len(self.loading) + len(self.parked)
+        return queued * self.guess(next(iter(self.todo))) if queued and self.todo else 0.0
+
+    @property
+    def finished_positions(self) -> Bitmap:
+        """Positions with outcomes that are not yet committed."""
+        return Bitmap.of(p for group in (self.finished.ran, *self.finished.upstream.values()) for p in group)
+
+    @property
+    def active(self) -> bool:
+        """Whether a task here runs, or may start without any news."""
+        return bool(self.running or self.ready or self.loadable or self.loading)

@@ -1,0 +1,40 @@
+"""The tasks of a plan shard, decoded and ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from burst_dask.protocol.bitmap import EMPTY, Bitmap
+
+
+@dataclass
+class TaskTable:
+    """A column for each field, a row for each position."""
+
+    #: global number of position 0
+    first: int
+    #: Dask keys
+    keys: list[Any]
+    #: callables that take a dict of Dask key -> value and return the result
+    nodes: list[Any]
+    #: global numbers of what each task depends on
+    dependencies: tuple[tuple[int, ...], ...]
+    #: positions in the same plan shard that depend on each task
+    dependents: list[list[int]]
+    #: global number -> Dask key, of dependencies outside the plan shard
+    foreign_keys: dict[int, Any]
+    #: positions whose results other plan shards or the client need
+    wanted: Bitmap = EMPTY
+    #: position -> allowed automatic retries
+    retries: dict[int, int] = field(default_factory=dict)
+    #: position -> priority; higher runs first
+    priority: dict[int, int] = field(default_factory=dict)
+    #: position -> name of a resource -> how much of it the task needs
+    resources: dict[int, dict[str, float]] = field(default_factory=dict)
+    #: what kind of task each is: tasks of a kind take about the same time
+    kinds: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.nodes)

@@ -1,0 +1,266 @@
+"""The store's part for one held shard: read inputs, commit outcomes, look for awaited results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from burst_dask import serialize
+from burst_dask.errors import CorruptObject, WorkerLost
+from burst_dask.journal import log
+from burst_dask.journal.view import RunView
+from burst_dask.protocol import keys, policy
+from burst_dask.protocol.keys import ShardId
+from burst_dask.protocol.records import Action, Commit, Release
+from burst_dask.protocol.shard import Phase, Shard
+from burst_dask.worker.context import Context, logger, wait_for
+from burst_dask.worker.holding import Holding, Ran
+from burst_dask.worker.outgoing import Outgoing
+
+#: Bytes of inputs read ahead of the tasks that need them, a shard.
+LOAD_BYTES = 64 << 20
+#: Shards looked at in one round of waiting; more would not bring any task nearer.
+POLL_SHARDS = 8
+
+
+class Tender:
+    """Keeps one holding going until its shard is complete, released or somebody else's.
+
+    Parameters
+    ----------
+    announce
+        Called when this process has learned something of the run that other holdings may await.
+    """
+
+    def __init__(self, context: Context, view: RunView, holding: Holding, announce: Callable[[RunView], None]) -> None:
+        self.context = context
+        self.view = view
+        self.holding = holding
+        self.announce = announce
+        #: set when something has happened that may make a commit due …
+        self.changed = asyncio.Event()
+        #: … or inputs wanted, or an outcome awaited
+        self.load_changed = asyncio.Event()
+        self.poll_changed = asyncio.Event()
+        #: why to let the shard go; None while there is no reason to
+        self.letting_go: str | None = None
+        self._last_entry = context.clock.monotonic()
+
+    def stir(self) -> None:
+        """Look again at what is due."""
+        self.changed.set()
+        self.load_changed.set()
+        self.poll_changed.set()
+
+    def let_go(self, reason: str) -> None:
+        """Release the shard as soon as running tasks have ended, or the grace is over."""
+        if self.letting_go is None:
+            self.letting_go = reason
+            self.changed.set()
+
+    async def run(self) -> None:
+        """Tend the shard; return when it is no longer held."""
+        self._give_up_killers()
+        async with asyncio.TaskGroup() as group:
+            helpers = [group.create_task(self._load_loop()), group.create_task(self._poll_loop())]
+            await self._commit_loop()
+            for helper in helpers:
+                helper.cancel()
+
+    def _give_up_killers(self) -> None:
+        """Give tasks that lost too many workers their outcome (rule 10)."""
+        holding, index = self.holding, self.holding.shard.index
+        for position, strikes in index.strikes.items():
+            if position in holding.todo and policy.lost_for_good(strikes, self.context.settings.lost_workers):
+                key = holding.table.keys[position]
+                error = WorkerLost(
+                    f"task {key!r}: the workers that ran it died, {strikes - 1} times with nothing else running; "
+                    f"the last time: {index.cause}. Other tasks go on. Does it need more memory than a worker has, "
+                    "or crash in native code?"
+                )
+                body = serialize.dump_failure(error, key=key, worker=self.context.worker, attempts=strikes)
+                holding.finish(Ran(position, body=body, failed=True))
+
+    # ------------------------------------------------------------------ commit
+
+    async def _commit_loop(self) -> None:
+        while True:
+            if self.letting_go is not None:
+                await self._finish_running()
+                await self._commit(release=self.letting_go)
+                return
+            due = self._commit_in()
+            if due is None or due > 0:
+                await wait_for(self.changed, due)
+                continue
+            if not await self._commit():
+                return
+            if self.holding.shard.phase is Phase.COMPLETE:
+                return
+
+    async def _finish_running(self) -> None:
+        clock = self.context.clock
+        deadline = clock.monotonic() + self.context.settings.release_grace
+        while self.holding.running and (left := deadline - clock.monotonic()) > 0:
+            await wait_for(self.changed, left)
+
+    def _commit_in(self) -> float | None:
+        holding, settings = self.holding, self.context.settings
+        threads = self.context.executor.threads
+        since = self.context.clock.monotonic() - self._last_entry
+        ahead = holding.ahead()
+        reservable = excess = False
+        if ahead < policy.RESERVE_LOW_WATER or since >= settings.reserve_ahead:
+            should, does = holding.reserve(threads), holding.shard.index.reserved & holding.shard.index.pending
+            reservable = bool(should - does)
+            # Finished tasks are pending until they are committed, and need no reservation.
+            excess = bool(does - should - holding.finished_positions)
+        facts = policy.CommitFacts(
+            finished=len(holding.finished),
+            wanted=holding.finished_wanted,
+            size=holding.finished_size,
+            since=since,
+            ahead=ahead,
+            reservable=reservable,
+            excess=excess,
+            active=holding.active,
+        )
+        due = policy.commit_in(facts, settings.commit_interval, settings.commit_interval_wanted, settings.reserve_ahead)
+        if due is None and holding.running:
+            # Nothing to commit yet; look again when running tasks prove longer than they seemed.
+            return settings.reserve_ahead
+        return due
+
+    async def _commit(self, release: str | None = None) -> bool:
+        """Append what has finished; tell whether the shard is still held."""
+        holding, context = self.holding, self.context
+        outgoing = Outgoing.of(holding.collect(), context.settings)
+        if outgoing.segment:
+            name = outgoing.segment_name = f"{holding.shard.next:05d}-{context.entropy.token()}"
+            key = keys.segment(self.view.run, holding.shard.id, name)
+            # Durable before the entry that names it is written (rule 2).
+            await context.insist(lambda: context.store.put(key, outgoing.segment))
+
+        def action(shard: Shard) -> Action:
+            outcomes, names = outgoing.outcomes(shard)
+            if release is not None:
+                return Release(outcomes=outcomes, reason=release, segments=names)
+            # What finished since stays reserved until the next entry, or somebody might split it off.
+            reserved = (holding.reserve(context.executor.threads) | holding.finished_positions) & shard.index.pending
+            return Commit(outcomes=outcomes, reserved=reserved - outcomes.all, segments=names)
+
+        return await self._append(action, outgoing)
+
+    async def _append(self, action: Callable[[Shard], Action], outgoing: Outgoing) -> bool:
+        holding, context = self.holding, self.context
+        while True:
+            attempt = log.prepare(holding.shard, context.author, action(holding.shard), outgoing.inline)
+            after = await context.insist(partial(log.append, context.store, self.view.run, attempt))
+            if after is not None:
+                self._last_entry = context.clock.monotonic()
+                self.view.learn(after)
+                if outgoing.inline:
+                    self.view.keep_inline(after.id, attempt.entry.number, memoryview(b"".join(outgoing.inline)))
+                holding.committed(after)
+                self._tell()
+                return True
+            await context.insist(lambda: self.view.poll(holding.shard.id))
+            newest = self.view.shard(holding.shard.id)
+            if newest.index.holder != context.worker or newest.phase is Phase.COMPLETE:
+                logger.info("shard %s of %s is no longer held", newest.id, self.view.run)
+                return False  # what was not committed is somebody else's to do
+            holding.refold(newest)
+
+    def _tell(self) -> None:
+        self.stir()
+        self.announce(self.view)
+        self.context.wake.set()
+
+    # ------------------------------------------------------------------ load
+
+    async def _load_loop(self) -> None:
+        holding, context = self.holding, self.context
+        while True:
+            positions, numbers = holding.to_load(LOAD_BYTES, self._stored_size)
+            if not positions:
+                await wait_for(self.load_changed, None)
+                continue
+            loaded, errors = await self._load(numbers)
+            for position in list(positions):
+                bad = next((n for n in holding.table.dependencies[position] if n in errors), None)
+                if bad is not None:
+                    positions.remove(position)
+                    key = holding.table.keys[position]
+                    body = serialize.dump_failure(errors[bad], key=key, worker=context.worker, attempts=1)
+                    holding.unloadable(position, Ran(position, body=body, failed=True))
+            holding.loaded(positions, loaded)
+            self.changed.set()
+            context.wake.set()
+
+    async def _load(self, numbers: set[int]) -> tuple[dict[int, tuple[object, int]], dict[int, Exception]]:
+        """Read stored results; return their values, and why others cannot be read."""
+        try:
+            bodies = await self.context.insist(lambda: self.view.fetch(numbers))
+        except CorruptObject as error:
+            if len(numbers) == 1:
+                return {}, dict.fromkeys(numbers, error)
+            # Find the damaged ones; the others are as good as before.
+            values: dict[int, tuple[object, int]] = {}
+            damaged: dict[int, Exception] = {}
+            for number in numbers:
+                good, bad = await self._load({number})
+                values.update(good)
+                damaged.update(bad)
+            return values, damaged
+        results = await self.context.executor.load(bodies)
+        errors = {number: result for number, result in results.items() if isinstance(result, Exception)}
+        return {n: r for n, r in results.items() if not isinstance(r, Exception)}, errors
+
+    def _stored_size(self, number: int) -> int:
+        outcome = self.view.outcome(number)
+        if outcome is None or outcome.location is None:
+            return 0
+        return outcome.location.end - outcome.location.start
+
+    # ------------------------------------------------------------------ poll
+
+    async def _poll_loop(self) -> None:
+        context, settings = self.context, self.context.settings
+        since = context.clock.monotonic()
+        while True:
+            targets = self._awaited_shards()
+            if not targets:
+                await wait_for(self.poll_changed, None)
+                since = context.clock.monotonic()
+                continue
+            news = False
+            for shard in targets:
+                news |= await context.insist(partial(self.view.poll, shard))
+            if news:
+                since = context.clock.monotonic()
+                self._tell()
+                continue
+            self.poll_changed.clear()
+            pause = policy.patience(context.clock.monotonic() - since, settings.wait_poll_min, settings.wait_poll_max)
+            await wait_for(self.poll_changed, pause)
+
+    def _awaited_shards(self) -> list[ShardId]:
+        """Return the shards to look at: for each waiting task, that of the first outcome it lacks.
+
+        A task that waits for many needs all of them, so looking at one is enough for now.
+        """
+        shards: list[ShardId] = []
+        served: set[int] = set()
+        for number in sorted(self.holding.awaited()):
+            waiting = self.holding.waiting[number]
+            if served.issuperset(waiting):
+                continue
+            served.update(waiting)
+            shard = self.view.owner(number)[0].id
+            if shard not in shards:
+                shards.append(shard)
+            if len(shards) == POLL_SHARDS:
+                break
+        return shards
+
