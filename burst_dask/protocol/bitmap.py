@@ -68,7 +68,7 @@ class Bitmap:
         return not self.bits & ~other.bits
 
     def __contains__(self, member: int) -> bool:
-        return bool(self.bits >> member & 1)
+        return member >= 0 and bool(self.bits >> member & 1)
 
     def __iter__(self) -> Iterator[int]:
         # Through the text form: one pass in C, where shifting bit by bit is quadratic.

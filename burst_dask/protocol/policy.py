@@ -46,12 +46,16 @@ def patience(waited: float, low: float, high: float) -> float:
     return min(high, max(low, waited / 10))
 
 
-def attached_poll(low: float, workers: int) -> float:
-    """Return the seconds between looks into a session log that `workers` idle ones look into.
+def attached_poll(low: float, high: float, workers: int) -> float:
+    """Return the seconds between looks of one idle worker into the session log, of `workers` in all.
 
-    All look at one key: together at most 2,000 times a second, well under S3's 5,500 GET a prefix.
+    Whoever looks first begins the work, so together they look every `low` seconds, however many
+    they are; each looks at least every `high`.
+
+    >>> attached_poll(0.05, 2.0, 4), attached_poll(0.05, 2.0, 1000)
+    (0.2, 2.0)
     """
-    return max(low, workers / 2000)
+    return min(high, low * max(1, workers))
 
 
 def lease_is_dead(judge: float, holder: float | None, ended: bool, lease: float) -> bool:
@@ -124,9 +128,9 @@ def reserve(
     strikes: dict[int, int],
     running: Bitmap,
     threads: int,
-    ahead: float,
+    room: float,
 ) -> Bitmap:
-    """Return the tasks that a holder reserves: those that run, and the next `ahead` seconds of work.
+    """Return the tasks that a holder reserves: those that run, and `room` thread-seconds of work.
 
     Parameters
     ----------
@@ -138,7 +142,7 @@ def reserve(
         How often workers died under a task: suspects run after all others, and the strongly
         suspected alone, so that the next death names the culprit (rule 10).
     """
-    room = threads * ahead - sum(map(seconds, running))
+    room -= sum(map(seconds, running))
     chosen: list[int] = []
     suspects: list[int] = []
     for task in candidates:

@@ -61,7 +61,6 @@ class Agent:
         self.session = SessionState()
         self.finder = Finder(context, self.beat)
         self.tenders: dict[tuple[RunId, str], Tender] = {}
-        self._busy = 0
         self._finding = False
         #: batches in threads: nobody waits for them once the work is handed over
         self._batches: set[asyncio.Task[None]] = set()
@@ -153,11 +152,12 @@ class Agent:
             if self.tenders:
                 pause, attempt = settings.session_poll, 0
             elif now - self._attached_at < settings.attached_for:
-                pause, attempt = policy.attached_poll(settings.wait_poll_min, self.finder.workers), 0
+                low, high = settings.wait_poll_min, settings.wait_poll_max
+                pause, attempt = policy.attached_poll(low, high, self.finder.workers), 0
             else:
                 pause = policy.backoff(attempt, settings.idle_poll_min, settings.idle_poll_max)
                 attempt += 1
-            await wait_for(self._session_news, pause)
+            await wait_for(self._session_news, pause * context.entropy.uniform(0.8, 1.2))
             if await self._read_session():
                 attempt = 0
 
@@ -192,7 +192,7 @@ class Agent:
         while not context.stopping:
             self._dispatch()
             now = context.clock.monotonic()
-            if self._hungry() and not self._finding and now >= self._find_after:
+            if self._work_left() < LOOK_AHEAD and not self._finding and now >= self._find_after:
                 self._finding = True
                 self._spawn(self._find(), self._jobs)
             if self.tenders or self._finding:
@@ -211,17 +211,16 @@ class Agent:
         """Return how long to sleep unless something happens."""
         if self._finding:
             return None
-        due = [self._idle_since + self.context.settings.idle_timeout - now]
-        if self._hungry():
-            due.append(self._find_after - now)
+        spare = self._work_left() - LOOK_AHEAD
+        due = [self._idle_since + self.context.settings.idle_timeout - now, max(spare, self._find_after - now)]
         return max(0.0, min(due))
 
-    def _hungry(self) -> bool:
-        """Tell whether the threads have, or will soon have, nothing to do."""
-        threads = self.context.executor.threads
-        if self._busy < threads and not any(t.holding.startable() for t in self.tenders.values()):
-            return True
-        return sum(t.holding.remaining() for t in self.tenders.values()) < LOOK_AHEAD * threads
+    def _work_left(self) -> float:
+        """Return for how many seconds the threads probably have something to do."""
+        load = self.context.load
+        if load.free and not any(t.holding.startable() for t in self.tenders.values()):
+            return 0.0
+        return (sum(t.holding.remaining() for t in self.tenders.values()) + load.remaining()) / load.threads
 
     def _dispatch(self) -> None:
         """Give every free thread a batch of ready tasks, of the most urgent run first."""
@@ -230,21 +229,21 @@ class Agent:
         for tender in order:
             if tender.letting_go:
                 continue
-            while self._busy < context.executor.threads:
+            while context.load.free:
                 batch = tender.holding.take(BATCH_SECONDS)
                 if not batch:
                     break
-                self._busy += 1
                 self._spawn(self._run_batch(tender, batch), self._batches)
 
     async def _run_batch(self, tender: Tender, batch: list[int]) -> None:
         context, holding, table = self.context, tender.holding, tender.holding.table
+        running = context.load.begin(holding, batch)
         for position in batch:
             context.durations.begin(table.kinds[position])
         try:
             done = await context.executor.run([_call(holding, p) for p in batch], holding.values, BATCH_SECONDS)
         finally:
-            self._busy -= 1
+            context.load.end(running)
         for ran in done:
             context.durations.end(table.kinds[ran.position], ran.seconds)
             holding.finish(ran)

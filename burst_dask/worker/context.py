@@ -21,6 +21,7 @@ from burst_dask.protocol.records import Place, ShardRecord, decode
 from burst_dask.store.base import Span, Store
 from burst_dask.worker.durations import Durations
 from burst_dask.worker.execution import Executor, broken_table
+from burst_dask.worker.load import Load
 from burst_dask.worker.memory import Memory
 from burst_dask.worker.table import TaskTable
 
@@ -55,6 +56,7 @@ class Context:
     executor: Executor
     memory: Memory
     durations: Durations = field(init=False)
+    load: Load = field(init=False)
     author: Author = field(init=False)
     #: set when there may be something for the agent to do
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,6 +67,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.durations = Durations(self.clock)
+        self.load = Load(self.clock, self.executor.threads)
         self.author = Author(self.worker, self.clock, self.entropy)
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -421,15 +421,15 @@ class Holding:
             if position not in self.revived:
                 yield position
 
-    def reserve(self, threads: int) -> Bitmap:
-        """Return the tasks to reserve with the next entry."""
+    def reserve(self, threads: int, seconds: float) -> Bitmap:
+        """Return the tasks to reserve with the next entry, for that many threads and thread-seconds."""
         return policy.reserve(
             self.candidates(),
             self.guess,
             self.shard.index.strikes,
             Bitmap.of(self.running - self.revived),
             threads,
-            self.settings.reserve_ahead,
+            seconds,
         )
 
     def guess(self, position: int) -> float:

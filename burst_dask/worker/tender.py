@@ -11,6 +11,7 @@ from burst_dask.errors import CorruptObject, WorkerLost
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys, policy
+from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.records import Action, Commit, Release
 from burst_dask.protocol.shard import Phase, Shard
@@ -107,12 +108,11 @@ class Tender:
 
     def _commit_in(self) -> float | None:
         holding, settings = self.holding, self.context.settings
-        threads = self.context.executor.threads
         since = self.context.clock.monotonic() - self._last_entry
         ahead = holding.ahead()
         reservable = excess = False
         if ahead < policy.RESERVE_LOW_WATER or since >= settings.reserve_ahead:
-            should, does = holding.reserve(threads), holding.shard.index.reserved & holding.shard.index.pending
+            should, does = self._should_reserve(), holding.shard.index.reserved & holding.shard.index.pending
             reservable = bool(should - does)
             # Finished tasks are pending until they are committed, and need no reservation.
             excess = bool(does - should - holding.finished_positions)
@@ -127,10 +127,14 @@ class Tender:
             active=holding.active,
         )
         due = policy.commit_in(facts, settings.commit_interval, settings.commit_interval_wanted, settings.reserve_ahead)
-        if due is None and holding.running:
-            # Nothing to commit yet; look again when running tasks prove longer than they seemed.
+        if due is None and holding.shard.index.reserved:
+            # Nothing to commit yet; look again when running tasks may have proved longer than they seemed.
             return settings.reserve_ahead
         return due
+
+    def _should_reserve(self) -> Bitmap:
+        room = self.context.load.room_for(self.holding, self.context.settings.reserve_ahead)
+        return self.holding.reserve(*room)
 
     async def _commit(self, release: str | None = None) -> bool:
         """Append what has finished; tell whether the shard is still held."""
@@ -147,7 +151,7 @@ class Tender:
             if release is not None:
                 return Release(outcomes=outcomes, reason=release, segments=names)
             # What finished since stays reserved until the next entry, or somebody might split it off.
-            reserved = (holding.reserve(context.executor.threads) | holding.finished_positions) & shard.index.pending
+            reserved = (self._should_reserve() | holding.finished_positions) & shard.index.pending
             return Commit(outcomes=outcomes, reserved=reserved - outcomes.all, segments=names)
 
         return await self._append(action, outgoing)
@@ -263,4 +267,3 @@ class Tender:
             if len(shards) == POLL_SHARDS:
                 break
         return shards
-

@@ -1,0 +1,131 @@
+"""Every record survives its bytes, and damage is noticed and named."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from burst_dask.errors import CorruptObject
+from burst_dask.protocol import frames
+from burst_dask.protocol.bitmap import Bitmap
+from burst_dask.protocol.keys import ShardId, WorkerId
+from burst_dask.protocol.records import (
+    Backup,
+    Beat,
+    Claim,
+    Commit,
+    Entry,
+    Location,
+    Outcomes,
+    Release,
+    ShardIndex,
+    Split,
+    Takeover,
+    decode,
+    decode_with_end,
+    encode,
+)
+
+positions = st.integers(0, 1023)
+bitmaps = st.builds(Bitmap.of, st.sets(positions, max_size=40))
+names = st.text("abcdefgh", min_size=1, max_size=8)
+outcomes = st.builds(
+    Outcomes,
+    done=bitmaps,
+    failed=bitmaps,
+    stored=st.dictionaries(positions, st.builds(Location, positions, positions, positions), max_size=20),
+    upstream=st.dictionaries(st.integers(0, 10**9), bitmaps, max_size=3),
+    seconds=st.floats(0, 1e6),
+    ran=st.integers(0, 10**6),
+)
+actions = st.one_of(
+    st.builds(Claim, bitmaps),
+    st.builds(Commit, outcomes, bitmaps, st.tuples(names)),
+    st.builds(Release, outcomes, names, st.tuples()),
+    st.builds(Takeover, names, names, bitmaps),
+    st.builds(Split, names, bitmaps),
+    st.builds(Backup, outcomes),
+)
+indexes = st.builds(
+    ShardIndex,
+    tasks=bitmaps,
+    holder=st.none() | names,
+    outcomes=outcomes,
+    objects=st.lists(names, max_size=3).map(tuple),
+    reserved=bitmaps,
+    strikes=st.dictionaries(positions, st.integers(0, 9), max_size=3),
+    children=st.dictionaries(names, bitmaps, max_size=3),
+    cause=names,
+)
+entries = st.builds(
+    Entry, number=positions, writer=names, nonce=names, wrote=st.floats(0, 1e10), action=actions, index=indexes
+)
+
+
+@given(entries, st.binary(max_size=50))
+def test_an_entry_survives_its_bytes(entry: Entry, blobs: bytes) -> None:
+    data = encode(entry) + blobs
+    again, end = decode_with_end(Entry, "x", data)
+    assert again == entry
+    assert data[end:] == blobs
+
+
+@given(entries, st.data())
+def test_any_damage_to_the_header_is_noticed(entry: Entry, data: st.DataObject) -> None:
+    good = encode(entry)
+    at = data.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good)
+    bad[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(CorruptObject, match="the-name"):
+        decode(Entry, "the-name", bad)
+
+
+@given(entries, st.data())
+def test_any_truncation_is_noticed(entry: Entry, data: st.DataObject) -> None:
+    good = encode(entry)
+    with pytest.raises(CorruptObject, match="the-name"):
+        decode(Entry, "the-name", good[: data.draw(st.integers(0, len(good) - 1))])
+
+
+def test_another_kind_of_record_is_refused() -> None:
+    beat = Beat(worker=WorkerId("w"), host="h", pid=1, threads=1, started=0.0)
+    with pytest.raises(CorruptObject, match="kind"):
+        decode(Entry, "x", encode(beat))
+
+
+def test_a_newer_format_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "FORMAT", 2)
+    data = encode(Beat(worker=WorkerId("w"), host="h", pid=1, threads=1, started=0.0))
+    monkeypatch.undo()
+    with pytest.raises(CorruptObject, match="upgrade"):
+        decode(Beat, "x", data)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4), st.data())
+def test_a_blob_checks_itself(parts: list[bytes], data: st.DataObject) -> None:
+    blob = b"".join(frames.seal(parts))
+    assert bytes(frames.unseal("x", blob)) == b"".join(parts)
+    bad = bytearray(blob)
+    bad[data.draw(st.integers(0, len(blob) - 1))] ^= 1
+    with pytest.raises(CorruptObject, match="the-name"):
+        frames.unseal("the-name", bad)
+
+
+def test_an_index_of_a_full_shard_stays_small() -> None:
+    """PROTOCOL.md, "How much is written"."""
+    stored = {i: Location(i // 300, i % 300 * 30, i % 300 * 30 + 30) for i in range(1024)}
+    full = Outcomes(done=Bitmap.full(1024), stored=stored)
+    index = ShardIndex(tasks=Bitmap.full(1024), outcomes=full, objects=("@1", "@2", "@3", "@4"))
+    commit = Commit(outcomes=Outcomes(), reserved=Bitmap())
+    entry = Entry(number=4, writer=WorkerId("w" * 12), nonce="n" * 12, wrote=1.0, action=commit, index=index)
+    assert len(encode(entry)) < 8192
+
+
+def test_ids_of_children_name_their_root() -> None:
+    from burst_dask.protocol import keys
+
+    child = keys.child_shard(keys.child_shard(keys.root_shard(12), 3), 5)
+    assert child == "00012-3-5"
+    assert keys.root_number(child) == 12
+    assert keys.shard_of_entry(keys.entry(keys.shard_log(keys.RunId("s.r"), ShardId(child)), 7)) == child
