@@ -59,7 +59,7 @@ class Store(Protocol):
     async def get_ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
         """Return the bytes of each span, or None when there is no such object.
 
-        Near spans are read in one request (`burst_dask.store.obstore_adapter.COALESCE` bytes).
+        Near spans are read in one request (`burst_dask.store.requests.COALESCE` bytes).
         A span that reaches past the object's end raises `CorruptObject`.
         """
 

@@ -1,0 +1,61 @@
+"""Servers shared by all tests; each is started once, when a test first needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import servers
+
+pytest.register_assert_rewrite("contract")
+
+
+@pytest.fixture(scope="session")
+def aws_credentials() -> Iterator[None]:
+    """Credentials that the test servers take, and nothing of the developer's own AWS configuration."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in servers.CREDENTIALS.items():
+            patch.setenv(name, value)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(scope="session")
+def moto_server(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of a moto server."""
+    yield from _serving(servers.moto(tmp_path_factory.mktemp("moto") / "log"))
+
+
+@pytest.fixture(scope="session")
+def localstack_server(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of LocalStack's S3."""
+    home = tmp_path_factory.mktemp("localstack")
+    yield from _serving(servers.localstack(home / "log", home))
+
+
+@pytest.fixture(scope="session")
+def rclone_server(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of ``rclone serve s3``."""
+    home = tmp_path_factory.mktemp("rclone")
+    (home / "data").mkdir()
+    yield from _serving(servers.rclone(home / "log", home / "data"))
+
+
+def _serving(server: AbstractContextManager[str]) -> Iterator[str]:
+    try:
+        with server as endpoint:
+            yield endpoint
+    except servers.Unavailable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
