@@ -58,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     spill_at: float = 0.6
     #: threads of each worker process
     threads: int = 1
+    #: what each worker has of resources that tasks ask for in annotations, such as {"GPU": 1}
+    resources: dict[str, float] = {}
 
     @classmethod
     def of(cls, **values: Any) -> Settings:
@@ -81,7 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raise `ConfigError` for values that cannot work."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if isinstance(value, int | float) and value <= 0:
                 raise ConfigError(f"{name}={value!r}: must be more than 0")
         if self.lease < 2 * self.heartbeat:
             raise ConfigError(

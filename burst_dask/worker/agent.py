@@ -29,7 +29,7 @@ from burst_dask.worker.context import Context, wait_for
 from burst_dask.worker.execution import Call
 from burst_dask.worker.finder import BLOCKED, Finder, Found
 from burst_dask.worker.holding import Holding
-from burst_dask.worker.tender import Tender
+from burst_dask.worker.tender import UNFIT, Tender
 
 #: Seconds of work for one thread hop: the hop costs 0.1 ms, and a loop turn comes 20 times a second.
 BATCH_SECONDS = 0.05
@@ -218,7 +218,7 @@ class Agent:
     def _work_left(self) -> float:
         """Return for how many seconds the threads probably have something to do."""
         load = self.context.load
-        if load.free and not any(t.holding.startable() for t in self.tenders.values()):
+        if load.free and not any(t.holding.startable(load.free_resources()) for t in self.tenders.values()):
             return 0.0
         return (sum(t.holding.remaining() for t in self.tenders.values()) + load.remaining()) / load.threads
 
@@ -230,7 +230,7 @@ class Agent:
             if tender.letting_go:
                 continue
             while context.load.free:
-                batch = tender.holding.take(BATCH_SECONDS)
+                batch = tender.holding.take(BATCH_SECONDS, context.load.free_resources())
                 if not batch:
                     break
                 self._spawn(self._run_batch(tender, batch), self._batches)
@@ -280,7 +280,12 @@ class Agent:
     def _tend(self, found: Found) -> None:
         context = self.context
         holding = Holding(
-            found.shard, found.table, context.memory.scope(), found.view.outcome, context.durations, context.settings
+            found.shard,
+            found.table,
+            context.memory.scope(),
+            found.view.outcome,
+            context.durations,
+            context.load.resources,
         )
         tender = Tender(context, found.view, holding, self._announce)
         self.tenders[found.view.run, found.shard.id] = tender
@@ -294,10 +299,14 @@ class Agent:
             await tender.run()
         finally:
             del self.tenders[key]
+            if tender.letting_go == UNFIT:
+                self.finder.unfit.add(key)
             tender.holding.values.clear()
         # What this shard gave may be what others waited for.
         self._announce(tender.view)
         self._look_again()
+        if not self.tenders:
+            self._session_news.set()  # idle workers look for new runs more often than busy ones
 
     def _announce(self, view: RunView) -> None:
         """Tell the other holdings of a run that more is known of it."""

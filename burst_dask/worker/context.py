@@ -67,7 +67,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.durations = Durations(self.clock)
-        self.load = Load(self.clock, self.executor.threads)
+        self.load = Load(self.clock, self.executor.threads, dict(self.settings.resources))
         self.author = Author(self.worker, self.clock, self.entropy)
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:

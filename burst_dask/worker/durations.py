@@ -21,6 +21,7 @@ class Durations:
         self._mean: dict[str, float] = {}
         self._running: Counter[str] = Counter()
         self._since: dict[str, float] = {}
+        self._typical = UNKNOWN
 
     def known(self, kind: str) -> float | None:
         """Return the mean of the ones that have ended, or None before any has."""
@@ -33,8 +34,8 @@ class Durations:
         return mean if since is None else max(mean, self._clock.monotonic() - since)
 
     def typical(self) -> float:
-        """Return what a task of no known kind probably takes: the mean over all kinds."""
-        return sum(self._mean.values()) / len(self._mean) if self._mean else UNKNOWN
+        """Return what a task of no known kind probably takes: as the last ones, whatever they were."""
+        return self._typical
 
     def begin(self, kind: str) -> None:
         """Note that one starts."""
@@ -50,5 +51,6 @@ class Durations:
         else:
             self._since[kind] = self._clock.monotonic()
         if seconds is not None:
+            self._typical += _NEWEST * (seconds - self._typical)
             mean = self._mean.get(kind)
             self._mean[kind] = seconds if mean is None else mean + _NEWEST * (seconds - mean)

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from burst_dask.config import Settings
 from burst_dask.journal.view import TaskOutcome
 from burst_dask.protocol import policy
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
@@ -61,6 +60,11 @@ class Finished:
         return len(self.ran) + sum(map(len, self.upstream.values()))
 
 
+def fits(need: Mapping[str, float], free: Mapping[str, float]) -> bool:
+    """Tell whether what is free of each resource covers what a task needs."""
+    return all(amount <= free.get(name, 0.0) for name, amount in need.items())
+
+
 class Holding:
     """A shard that this worker holds.
 
@@ -76,6 +80,8 @@ class Holding:
         What is known of any task of the run, by global number.
     durations
         How long tasks of each kind take.
+    resources
+        What the worker has, by name.
     """
 
     def __init__(
@@ -85,13 +91,14 @@ class Holding:
         values: Scope,
         outcome: Callable[[int], TaskOutcome | None],
         durations: Durations,
-        settings: Settings,
+        resources: dict[str, float] | None = None,
     ) -> None:
         self.shard = shard
         self.table = table
         self.values = values
         self.durations = durations
-        self.settings = settings
+        #: tasks that need more of a resource than this worker has: others may run them
+        self.lacking = {p for p, need in table.resources.items() if not fits(need, resources or {})}
         self._outcome = outcome
         #: positions to run: those without an outcome, and `revived`
         self.todo: set[int] = set()
@@ -265,16 +272,15 @@ class Holding:
             self._enable(position)
 
     def _may_start(self, position: int) -> bool:
-        return position in self.revived or position in self.shard.index.reserved
+        return (position in self.revived or position in self.shard.index.reserved) and position not in self.lacking
 
     def _enable(self, position: int) -> None:
         """Queue a task whose dependencies all have outcomes."""
         if not self._may_start(position):
             self.parked.add(position)
             return
-        item = (-self.table.priority.get(position, 0), position)
         missing = any(number not in self.values for number in self.table.dependencies[position])
-        heapq.heappush(self.loadable if missing else self.ready, item)
+        heapq.heappush(self.loadable if missing else self.ready, self._rank(position))
 
     def _unpark(self) -> None:
         for position in [p for p in self.parked if self._may_start(p)]:
@@ -334,23 +340,23 @@ class Holding:
 
     # ------------------------------------------------------------------ questions
 
-    def take(self, seconds: float) -> list[int]:
+    def take(self, seconds: float, free: Mapping[str, float] | None = None) -> list[int]:
         """Return tasks for one thread, in an order in which they can run one after another.
 
         They take about `seconds` together, so that tiny tasks pay for one thread hop in many;
         a dependent that only needs tasks of the same batch is part of it. A task of unknown
-        kind, or longer than that, comes alone.
+        kind, longer than that, or in need of a resource (of which `free` is left) comes alone.
         """
         batch: list[int] = []
         members: set[int] = set()
         unmet: dict[int, int] = {}
         followers: list[int] = []
-        while seconds > 0 and (position := self._next(followers)) is not None:
+        while seconds > 0 and (position := self._next(followers, free or {})) is not None:
             estimate = self.durations.known(self.table.kinds[position])
-            estimate = seconds if estimate is None else estimate
+            estimate = seconds if estimate is None or position in self.table.resources else estimate
             if batch and estimate >= seconds:
                 if position not in unmet:
-                    heapq.heappush(self.ready, (-self.table.priority.get(position, 0), position))
+                    heapq.heappush(self.ready, self._rank(position))
                 break
             seconds -= estimate
             batch.append(position)
@@ -363,27 +369,42 @@ class Holding:
         self.attempts.update(batch)
         return batch
 
-    def _next(self, followers: list[int]) -> int | None:
+    def _rank(self, position: int) -> tuple[int, int]:
+        return (-self.table.priority.get(position, 0), position)
+
+    def _next(self, followers: list[int], free: Mapping[str, float]) -> int | None:
         if followers:
             return heapq.heappop(followers)
-        while self.ready:
-            _, position = heapq.heappop(self.ready)
-            if position in self.todo and position not in self.running:
-                return position
-        return None
+        unfit = []
+        found = None
+        while self.ready and found is None:
+            item = heapq.heappop(self.ready)
+            position = item[1]
+            if position not in self.todo or position in self.running:
+                continue
+            if fits(self.table.resources.get(position, {}), free):
+                found = position
+            else:
+                unfit.append(item)
+        for item in unfit:
+            heapq.heappush(self.ready, item)
+        return found
 
     def _follows(self, position: int, members: set[int]) -> bool:
         return (
             position in self.todo
             and self._may_start(position)
+            and position not in self.table.resources
             and all(n in self.values or n - self.table.first in members for n in self.table.dependencies[position])
         )
 
-    def startable(self) -> bool:
+    def startable(self, free: Mapping[str, float] | None = None) -> bool:
         """Tell whether `take` would return anything."""
-        while self.ready and self.ready[0][1] not in self.todo:
-            heapq.heappop(self.ready)
-        return bool(self.ready)
+        found = self._next([], free or {})
+        if found is None:
+            return False
+        heapq.heappush(self.ready, self._rank(found))
+        return True
 
     def to_load(self, limit: int, size: Callable[[int], int]) -> tuple[list[int], set[int]]:
         """Return the next tasks whose inputs are to be read, and the global numbers of those.
@@ -412,7 +433,7 @@ class Holding:
         reach: set[int] = set()
         first = self.table.first
         for position in sorted(self.todo):
-            if self.unmet_foreign.get(position, 0) > 0:
+            if self.unmet_foreign.get(position, 0) > 0 or position in self.lacking:
                 continue
             own = (number - first for number in self.table.dependencies[position])
             if self.unmet[position] and any(p in self.todo and p not in reach for p in own):
@@ -445,6 +466,11 @@ class Holding:
         """Return roughly how many seconds of work that can run now are left here."""
         queued = len(self.ready) + len(self.loadable) + len(self.loading) + len(self.parked)
         return queued * self.guess(next(iter(self.todo))) if queued and self.todo else 0.0
+
+    @property
+    def unfit(self) -> bool:
+        """Whether all that is left needs a resource that this worker lacks, or comes after such tasks."""
+        return bool(self.lacking & self.todo) and not (self.active or self.waiting or any(self.candidates()))
 
     @property
     def finished_positions(self) -> Bitmap:

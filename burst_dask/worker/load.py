@@ -35,6 +35,8 @@ class Load:
 
     clock: Clock
     threads: int
+    #: what the worker has, by name of the resource
+    resources: dict[str, float] = field(default_factory=dict)
     batches: set[Batch] = field(default_factory=set)
 
     def begin(self, holding: Holding, positions: list[int]) -> Batch:
@@ -53,6 +55,15 @@ class Load:
     def free(self) -> int:
         """Threads with nothing to do."""
         return self.threads - len(self.batches)
+
+    def free_resources(self) -> dict[str, float]:
+        """Return what the running tasks leave of each resource."""
+        free = dict(self.resources)
+        for batch in self.batches:
+            for position in batch.positions:
+                for name, amount in batch.holding.table.resources.get(position, {}).items():
+                    free[name] -= amount
+        return free
 
     def remaining(self) -> float:
         """Return the seconds that the running batches probably take yet, added up."""

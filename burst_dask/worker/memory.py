@@ -6,8 +6,6 @@ bookkeeping would cost more than they weigh. Large ones go through zict, as in d
 
 from __future__ import annotations
 
-import contextlib
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, MutableMapping
@@ -19,8 +17,6 @@ from burst_dask import serialize
 
 #: Bytes below which a value is not worth the bookkeeping of spilling.
 SMALL = 4096
-
-Key = tuple[int, int]
 
 
 class Memory:
@@ -37,14 +33,14 @@ class Memory:
 
     def __init__(self, limit: int | None = None, directory: str | None = None) -> None:
         self._scopes = 0
-        self.sizes: dict[Key, int] = {}
+        self.sizes: dict[str, int] = {}
         self._directory: str | None = None
-        self.large: MutableMapping[Key, Any]
+        self.large: MutableMapping[str, Any]
         if limit is None:
             self.large = {}
             return
         self._directory = tempfile.mkdtemp(prefix="burst-spill-", dir=directory)
-        slow = zict.Func(_dump, serialize.loads, zict.KeyMap(_file_name, zict.File(self._directory)))
+        slow = _Disk(self._directory)
         self.large = zict.Buffer({}, slow, n=limit, weight=lambda key, value: self.sizes.get(key, SMALL))
 
     def scope(self) -> Scope:
@@ -58,12 +54,39 @@ class Memory:
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _dump(value: Any) -> bytes:
-    return b"".join(serialize.dumps(value))
+class _Disk(MutableMapping[str, Any]):
+    """Values as files; one that cannot be pickled cannot be spilled, and stays in memory."""
 
+    def __init__(self, directory: str) -> None:
+        self._files = zict.File(directory)
+        self._kept: dict[str, Any] = {}
 
-def _file_name(key: Key) -> str:
-    return f"{key[0]}-{key[1]}"
+    def __setitem__(self, key: str, value: Any) -> None:
+        try:
+            self._files[key] = b"".join(serialize.dumps(value))
+        except OSError:
+            raise
+        except Exception:  # whatever a user's __reduce__ raises
+            self._kept[key] = value
+
+    def __getitem__(self, key: str) -> Any:
+        return self._kept[key] if key in self._kept else serialize.loads(self._files[key])
+
+    def __delitem__(self, key: str) -> None:
+        if key in self._kept:
+            del self._kept[key]
+        else:
+            del self._files[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._kept or key in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._kept
+        yield from self._files
+
+    def __len__(self) -> int:
+        return len(self._kept) + len(self._files)
 
 
 class Scope(MutableMapping[int, Any]):
@@ -80,11 +103,13 @@ class Scope(MutableMapping[int, Any]):
         if size < SMALL:
             self._small[key] = value
         else:
-            self._memory.sizes[self._number, key] = size
+            name = self._name(key)
+            self._memory.sizes[name] = size
             self._large.add(key)
-            # A value that cannot be pickled cannot be spilled: zict then keeps it in memory.
-            with contextlib.suppress(pickle.PicklingError, TypeError, AttributeError):
-                self._memory.large[self._number, key] = value
+            self._memory.large[name] = value
+
+    def _name(self, key: int) -> str:
+        return f"{self._number}-{key}"
 
     def __setitem__(self, key: int, value: Any) -> None:
         self.put(key, value, 0)
@@ -92,7 +117,7 @@ class Scope(MutableMapping[int, Any]):
     def __getitem__(self, key: int) -> Any:
         if key in self._small:
             return self._small[key]
-        return self._memory.large[self._number, key]
+        return self._memory.large[self._name(key)]
 
     def __contains__(self, key: object) -> bool:
         return key in self._small or key in self._large
@@ -100,8 +125,9 @@ class Scope(MutableMapping[int, Any]):
     def __delitem__(self, key: int) -> None:
         if key in self._large:
             self._large.discard(key)
-            del self._memory.large[self._number, key]
-            del self._memory.sizes[self._number, key]
+            name = self._name(key)
+            del self._memory.large[name]
+            del self._memory.sizes[name]
         else:
             del self._small[key]
 

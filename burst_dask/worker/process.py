@@ -19,7 +19,7 @@ import msgspec
 import psutil
 
 import burst_dask
-from burst_dask.clock import Clock, Entropy, SystemClock
+from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
 from burst_dask.errors import BurstError, UnknownId, VersionMismatch
 from burst_dask.protocol import keys
@@ -78,9 +78,8 @@ async def run_agent(
     memory_limit: int | None = None,
     stop: asyncio.Event | None = None,
     spill_directory: str | None = None,
-    clock: Clock | None = None,
-    entropy: Entropy | None = None,
     memory: Callable[[], int] | None = None,
+    resources: dict[str, float] | None = None,
 ) -> str:
     """Run one agent until it ends; return why, as in `Ended.reason`.
 
@@ -93,14 +92,16 @@ async def run_agent(
     settings = Settings.of(**manifest.settings)
     if threads is not None:
         settings = msgspec.structs.replace(settings, threads=threads)
+    if resources is not None:
+        settings = msgspec.structs.replace(settings, resources=resources)
     limit = memory_limit or settings.memory_limit
     context = Context(
         store=store,
         session=session,
         worker=worker,
         settings=settings,
-        clock=clock or SystemClock(),
-        entropy=entropy or Entropy(),
+        clock=SystemClock(),
+        entropy=Entropy(),
         executor=ThreadExecutor(settings.threads, worker),
         memory=Memory(None if limit is None else int(limit * settings.spill_at), spill_directory),
     )

@@ -23,6 +23,8 @@ from burst_dask.worker.outgoing import Outgoing
 LOAD_BYTES = 64 << 20
 #: Shards looked at in one round of waiting; more would not bring any task nearer.
 POLL_SHARDS = 8
+#: Why a shard is released whose tasks need a resource that the worker lacks.
+UNFIT = "needs a resource that the worker lacks"
 
 
 class Tender:
@@ -91,6 +93,9 @@ class Tender:
                 await self._finish_running()
                 await self._commit(release=self.letting_go)
                 return
+            if self.holding.unfit and not len(self.holding.finished):
+                self.let_go(UNFIT)
+                continue
             due = self._commit_in()
             if due is None or due > 0:
                 await wait_for(self.changed, due)

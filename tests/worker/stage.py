@@ -84,7 +84,11 @@ class Stage:
         self.state = await log.append_session(self.store, self.session, self.state, self.author, action)
 
     async def submit(
-        self, tasks: Sequence[Task], cuts: Sequence[int] = (), outputs: Sequence[int] | None = None
+        self,
+        tasks: Sequence[Task],
+        cuts: Sequence[int] = (),
+        outputs: Sequence[int] | None = None,
+        annotations: dict[int, dict[str, Any]] | None = None,
     ) -> RunView:
         """Submit tasks, numbered in order, in plan shards that begin at 0 and at each of `cuts`."""
         run = RunId(f"{self.session}.{self.entropy.token(6)}")
@@ -110,7 +114,7 @@ class Stage:
                 foreign_keys=pickle.dumps({n: f"t-{n}" for n in foreign}),
                 dependents={p: tuple(sorted(s)) for p, s in dependents.items()},
                 outputs=Bitmap.of(t - first for t in wanted_outputs if first <= t < end),
-                annotations={},
+                annotations={t - first: note for t, note in (annotations or {}).items() if first <= t < end},
                 payload=serialize.dump_payload(
                     [Node(function, [f"t-{n}" for n in needs]) for function, needs in tasks[first:end]], lambda _: None
                 ),

@@ -15,6 +15,7 @@ from burst_dask.errors import VersionMismatch
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId
 from burst_dask.protocol.records import Cancel, Claim, Close, Commit, Ended, Release, Split, Takeover, decode
+from burst_dask.worker.tender import UNFIT
 
 
 def constant(value: int) -> Task:
@@ -263,4 +264,35 @@ async def test_a_damaged_shard_record_fails_its_tasks_and_no_others() -> None:
     stage.start()
     await stage.complete(view)
     assert [view.outcome(n).done for n in range(3)] == [True, False, False]  # type: ignore[union-attr]
+    await stage.stop()
+
+
+async def test_tasks_go_to_workers_that_have_what_they_need() -> None:
+    stage = await Stage().open()
+    view = await stage.submit([constant(1), constant(2)], cuts=[1], annotations={0: {"resources": {"GPU": 1}}})
+    stage.start("without")
+    while not (outcome := view.outcome(1)) or view.shard(keys.root_shard(0)).index.cause != UNFIT:
+        await view.survey()
+        await asyncio.sleep(0.01)
+    assert outcome.done
+    stage.start("with", resources={"GPU": 1.0})
+    await stage.complete(view)
+    (first, *_), _ = (await stage.story(view)).values(), None
+    assert [entry.writer for entry in first if isinstance(entry.action, Commit)] == ["with"]
+    await stage.stop()
+
+
+async def test_retries_come_from_annotations() -> None:
+    stage = await Stage().open()
+    tries = iter(range(3))
+
+    def third_time_lucky() -> int:
+        if next(tries) < 2:
+            raise ValueError("not yet")
+        return 1
+
+    view = await stage.submit([(third_time_lucky, [])], annotations={0: {"retries": 2}})
+    stage.start()
+    await stage.complete(view)
+    assert await stage.results(view, [0]) == [1]
     await stage.stop()

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burst_dask.clock import SystemClock
-from burst_dask.config import Settings
 from burst_dask.journal.view import TaskOutcome
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import ShardId, WorkerId
@@ -54,11 +53,12 @@ class World:
         self.durations = Durations(SystemClock())
         self.durations.begin("k")
         self.durations.end("k", 0.001)
+        self.resources: dict[str, float] = {}
         everything = Bitmap.full(table.count)
         self.shard = shard or Shard.untouched(ID, everything).apply(ME, Claim(everything))
 
     def hold(self) -> Holding:
-        self.holding = Holding(self.shard, self.table, Memory().scope(), self.outcome, self.durations, Settings())
+        self.holding = Holding(self.shard, self.table, Memory().scope(), self.outcome, self.durations, self.resources)
         return self.holding
 
     def outcome(self, number: int) -> TaskOutcome | None:
@@ -279,3 +279,22 @@ def test_inputs_are_read_in_bounded_portions(limit: int) -> None:
         world.known[number] = TaskOutcome(True, None, world.shard, Location(0, 0, 5))
     positions, numbers = world.hold().to_load(limit, lambda number: 5)
     assert len(positions) == len(numbers) == min(20, max(1, -(-limit // 5)))
+
+
+def test_a_task_waits_for_its_resource() -> None:
+    world = World(make_table([[], [], []], resources={0: {"GPU": 1.0}, 1: {"GPU": 1.0}}))
+    world.resources = {"GPU": 1.0}
+    holding = world.hold()
+    assert holding.take(0.05, {"GPU": 1.0}) == [0]
+    assert holding.take(0.05, {"GPU": 0.0}) == [2], "others go on"
+    assert not holding.startable({"GPU": 0.0})
+    assert holding.take(0.05, {"GPU": 1.0}) == [1]
+
+
+def test_what_a_worker_lacks_is_left_to_others() -> None:
+    world = World(make_table([[], [], [0]], resources={0: {"GPU": 1.0}}))
+    holding = world.hold()
+    assert not holding.unfit
+    assert run_all(holding) == [1]
+    assert holding.unfit
+    assert holding.reserve(1, 5.0) == EMPTY
