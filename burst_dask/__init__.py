@@ -1,3 +1,41 @@
-"""A Dask scheduler backend with no scheduler process."""
+"""A Dask scheduler backend with no scheduler process: all state lives in an object store.
+
+Examples
+--------
+>>> import dask
+>>> from burst_dask import Session
+>>> burst = Session("memory://doctest", workers=1)
+>>> dask.compute(dask.delayed(sum)([1, 2]), scheduler=burst)
+(3,)
+>>> burst.cleanup(force=True)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from burst_dask import errors as errors
+    from burst_dask.run import Run as Run
+    from burst_dask.session import Session as Session
+    from burst_dask.session import attach as attach
 
 __version__ = "0.1.0"
+
+__all__ = ["Run", "Session", "__version__", "attach", "errors"]
+
+#: Imported when first used: workers import this package too, and need none of these.
+_MODULES = {"Run": "burst_dask.run", "Session": "burst_dask.session", "attach": "burst_dask.session"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("burst_dask.errors")
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -29,6 +29,7 @@ from burst_dask.worker.context import Context, wait_for
 from burst_dask.worker.execution import Call
 from burst_dask.worker.finder import BLOCKED, Finder, Found
 from burst_dask.worker.holding import Holding
+from burst_dask.worker.load import Batch
 from burst_dask.worker.tender import UNFIT, Tender
 
 #: Seconds of work for one thread hop: the hop costs 0.1 ms, and a loop turn comes 20 times a second.
@@ -233,11 +234,12 @@ class Agent:
                 batch = tender.holding.take(BATCH_SECONDS, context.load.free_resources())
                 if not batch:
                     break
-                self._spawn(self._run_batch(tender, batch), self._batches)
+                running = context.load.begin(tender.holding, batch)
+                self._spawn(self._run_batch(tender, running), self._batches)
 
-    async def _run_batch(self, tender: Tender, batch: list[int]) -> None:
+    async def _run_batch(self, tender: Tender, running: Batch) -> None:
         context, holding, table = self.context, tender.holding, tender.holding.table
-        running = context.load.begin(holding, batch)
+        batch = running.positions
         for position in batch:
             context.durations.begin(table.kinds[position])
         try:

@@ -45,7 +45,9 @@ log = logging.getLogger("burst_dask.supervisor")
 AGENT = "burst_dask.worker.process"
 
 #: exit codes of an agent and of the supervisor, see ``worker/README.md``
-ORDERLY, FAILED, REFUSED = 0, 1, 3
+ORDERLY, FAILED, USAGE, REFUSED = 0, 1, 2, 3
+#: what an agent exits with when starting another one would change nothing
+_FINAL = {ORDERLY: "ended", USAGE: "did not understand its options", REFUSED: "refused the session"}
 
 #: what every agent gets unless the environment says otherwise: one thread for each native
 #: library, since agents are as many as processors; memory handed back to the system (both as
@@ -280,12 +282,9 @@ class Supervisor:
         try:
             while self._stop_by is None:
                 started = self._clock.monotonic()
-                child = self._start()
-                code = await self._watch(child)
-                if code in (ORDERLY, REFUSED):
-                    log.info("worker %s %s", child.worker, "refused the session" if code else "ended")
+                code = await self._run_one()
+                if code in _FINAL:
                     return code
-                self._tell(child, code)
                 deaths = deaths + 1 if self._clock.monotonic() - started < self.options.quick else 1
                 delay = restart_delay(deaths, self.options.give_up_after)
                 if delay is None:
@@ -297,9 +296,24 @@ class Supervisor:
             self.slots -= 1
             self._changed(self)
 
+    async def _run_one(self) -> int:
+        """Run one agent; return its exit code."""
+        try:
+            child = self._start()
+        except OSError as error:  # no memory, no processes, no disk: it may pass
+            log.warning("a worker could not be started: %s", error)
+            return FAILED
+        code = await self._watch(child)
+        if code in _FINAL:
+            log.info("worker %s %s", child.worker, _FINAL[code])
+        else:
+            self._tell(child, code)
+        return code
+
     def _start(self) -> Child:
         worker = WorkerId(self._entropy.token())
         spill = Path(self.options.spill_directory or tempfile.gettempdir()) / f"burst-spill-{worker}"
+        spill.mkdir(parents=True)
         stderr = Stderr()
         try:
             process = subprocess.Popen(  # noqa: S603 - our own command line
@@ -310,6 +324,10 @@ class Supervisor:
                 process_group=0,
                 env=AGENT_ENVIRONMENT | os.environ,
             )
+        except OSError:
+            stderr.close()
+            spill.rmdir()
+            raise
         finally:
             os.close(stderr.writing)
         log.info("worker %s started, pid %d", worker, process.pid)

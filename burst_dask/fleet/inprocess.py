@@ -1,0 +1,82 @@
+"""Workers as threads of this process, for stores that only this process sees (``memory://``)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from burst_dask.clock import Entropy
+from burst_dask.protocol.keys import SessionId, WorkerId
+from burst_dask.store.base import Store
+
+
+class InProcessFleet:
+    """Agents in background threads, each with an event loop of its own.
+
+    They end with this process, and share its memory and its interpreter lock: for tests and
+    for trying things out.
+
+    Parameters
+    ----------
+    store
+        The store that the client uses: another one of the same URL would be another memory.
+    threads
+        Threads of each worker.
+    """
+
+    def __init__(self, session: SessionId, store: Store, *, threads: int = 1) -> None:
+        self._session = session
+        self._store = store
+        self._threads = threads
+        self._workers: list[_Thread] = []
+        self._entropy = Entropy()
+
+    def start(self, count: int) -> None:
+        for _ in range(count):
+            worker = _Thread(self._store, self._session, WorkerId(self._entropy.token()), self._threads)
+            worker.start()
+            self._workers.append(worker)
+
+    def ensure(self, workers: int) -> int:
+        missing = max(0, workers - self.alive())
+        self.start(missing)
+        return missing
+
+    def alive(self) -> int:
+        self._workers = [worker for worker in self._workers if worker.is_alive()]
+        return len(self._workers)
+
+    def stop(self, grace: float = 5.0) -> None:
+        for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            worker.join(grace)
+        self.alive()
+
+    def remove(self) -> None:
+        self.stop()
+
+    def describe(self) -> str:
+        return f"{self.alive()} workers in threads of this process"
+
+
+class _Thread(threading.Thread):
+    def __init__(self, store: Store, session: SessionId, worker: WorkerId, threads: int) -> None:
+        super().__init__(name=f"burst-worker-{worker}", daemon=True)
+        self._arguments = (store, session, worker)
+        self._threads = threads
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+
+    def run(self) -> None:
+        from burst_dask.worker.process import run_agent  # noqa: PLC0415 - imports Dask
+
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(run_agent(*self._arguments, threads=self._threads, memory_limit=None, stop=self._stopping))
+
+    def stop(self) -> None:
+        """Ask the agent to hand over and end; from any thread, also when it has ended."""
+        try:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        except RuntimeError:  # the loop is closed: it has ended
+            return

@@ -1,0 +1,27 @@
+"""From what Dask hands a scheduler to task records in shards.
+
+::
+
+    Expr, HighLevelGraph, dict
+      │  materialize     culled dict of nodes, annotations by key; what cannot work is refused
+      │  ShardedGraph.of dask.order, cut into contiguous shards where few results cross
+      │  .packs()        shard records and large constants, a pack at a time
+      ▼  .plan()         what is written last
+
+Nothing here reads or writes the store.
+"""
+
+from burst_dask.graph.cutting import cut
+from burst_dask.graph.reading import MissingKey, materialize
+from burst_dask.graph.shards import LargeConstantWarning, OpenRecord, ShardedGraph, open_record, unpack_outputs
+
+__all__ = [
+    "LargeConstantWarning",
+    "MissingKey",
+    "OpenRecord",
+    "ShardedGraph",
+    "cut",
+    "materialize",
+    "open_record",
+    "unpack_outputs",
+]

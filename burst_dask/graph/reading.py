@@ -1,0 +1,151 @@
+"""What Dask hands a scheduler, as one culled dict of nodes; what cannot work is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import dask
+from dask._expr import Expr, HLGExpr
+from dask._task_spec import GraphNode, TaskRef, convert_legacy_graph
+from dask.core import flatten, getcycle
+from dask.highlevelgraph import HighLevelGraph
+from dask.order import order
+
+from burst_dask.errors import GraphError, UnsupportedGraph
+
+#: Annotation name -> Dask key -> value.
+Annotations = dict[str, dict[Any, Any]]
+
+
+class MissingKey(GraphError, KeyError):
+    """A key that was asked for, or that a task depends on, is not in the graph."""
+
+    __str__ = Exception.__str__  # KeyError shows the repr of its message
+
+
+def materialize(graph: Any, keys: Any) -> tuple[dict[Any, GraphNode], Annotations]:
+    """Return the tasks that `keys` need, and their annotations.
+
+    Parameters
+    ----------
+    graph
+        An expression, a `HighLevelGraph`, or a dict: of tuples as of old, of nodes, or of both.
+    keys
+        A key, or nested lists of keys.
+
+    Raises
+    ------
+    MissingKey
+        A key is not in the graph.
+    UnsupportedGraph
+        The graph needs a disk or a scheduler that workers do not share.
+    """
+    wanted = list(flatten([keys]))
+    if isinstance(graph, HighLevelGraph):
+        graph = HLGExpr(graph, output_keys=wanted)
+    if isinstance(graph, Expr):
+        raw, annotations = graph.__dask_graph__(), graph.__dask_annotations__()
+    elif isinstance(graph, Mapping):
+        raw, annotations = graph, {}
+    else:
+        raise GraphError(f"a {type(graph).__name__} is no graph; give an expression, a HighLevelGraph or a dict")
+    dsk = _cull(convert_legacy_graph(raw), wanted, raw)
+    _refuse(dsk)
+    return dsk, _annotate(dsk, annotations, dask.get_annotations())
+
+
+def _cull(dsk: Mapping[Any, GraphNode], wanted: Iterable[Any], raw: Mapping[Any, Any]) -> dict[Any, GraphNode]:
+    culled: dict[Any, GraphNode] = {}
+    work = []
+    for key in wanted:
+        if key not in dsk:
+            raise MissingKey(f"key {key!r} was asked for and is not in the graph of {len(dsk)} tasks")
+        work.append(key)
+    while work:
+        key = work.pop()
+        if key in culled:
+            continue
+        node = culled[key] = dsk[key]
+        for dependency in node.dependencies:
+            if dependency not in culled:
+                if dependency not in dsk:
+                    raise _missing(key, dependency, raw)
+                work.append(dependency)
+    return culled
+
+
+def _missing(key: Any, dependency: Any, raw: Mapping[Any, Any]) -> GraphError:
+    if _holds_future(raw.get(key), dependency):
+        return UnsupportedGraph(
+            f"task {key!r} depends on a Future of another scheduler ({dependency!r}), which workers cannot reach; "
+            "put its result in the place of the Future: future.result()"
+        )
+    return MissingKey(f"task {key!r} depends on {dependency!r}, which is not in the graph")
+
+
+def _holds_future(value: Any, key: Any) -> bool:
+    """Tell whether a Future of `key` lies somewhere in `value`."""
+    if type(value) is not TaskRef and (isinstance(value, TaskRef) or getattr(value, "__dask_future__", False)):
+        return bool(value.key == key)
+    if isinstance(value, GraphNode):
+        parts = [*getattr(value, "args", ()), *getattr(value, "kwargs", {}).values()]
+    elif isinstance(value, dict):
+        parts = list(value.values())
+    else:
+        parts = list(value) if isinstance(value, (list, tuple, set)) else []
+    return any(_holds_future(part, key) for part in parts)
+
+
+def _refuse(dsk: Mapping[Any, GraphNode]) -> None:
+    """Raise for tasks that need what workers do not share."""
+    tasks: dict[int, tuple[Any, Callable[..., Any]]] = {}
+    for key, node in dsk.items():
+        function = getattr(node, "func", None)
+        if function is not None:
+            tasks.setdefault(id(function), (key, function))
+    for key, called in tasks.values():
+        function = called.func if isinstance(called, partial) else called
+        module = getattr(function, "__module__", None) or type(function).__module__
+        if module.partition(".")[0] == "partd" or type(function).__name__ == "maybe_buffered_partd":
+            raise UnsupportedGraph(
+                f"task {key!r} shuffles through a local disk (partd), which workers do not share. Before building "
+                'the collection: dask.config.set({"dataframe.shuffle.method": "tasks"})'
+            )
+        if module.startswith("distributed.shuffle"):
+            raise UnsupportedGraph(
+                f"task {key!r} shuffles between workers of dask.distributed (p2p), which are not there. "
+                "Before building the collection: "
+                'dask.config.set({"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"})'
+            )
+
+
+def _annotate(dsk: Mapping[Any, GraphNode], by_name: Annotations, everywhere: Mapping[str, Any]) -> Annotations:
+    """Return the annotations of the tasks in `dsk`: those of a layer go before those in force now."""
+    result: Annotations = {}
+    for name, value in everywhere.items():
+        result[name] = {key: value(key) if callable(value) else value for key in dsk}
+    for name, values in by_name.items():
+        known = {key: value for key, value in values.items() if key in dsk and value is not None}
+        result.setdefault(name, {}).update(known)
+    return {name: values for name, values in result.items() if values}
+
+
+def ordered(dsk: Mapping[Any, GraphNode]) -> list[Any]:
+    """Return the keys in `dask.order` order, which is topological.
+
+    Raises
+    ------
+    GraphError
+        There is a cycle; the message names it.
+    """
+    try:
+        priorities = order(dsk)
+    except RuntimeError as error:
+        cycle = getcycle(dsk, None)
+        if not cycle:
+            raise
+        chain = " -> ".join(map(repr, cycle))
+        raise GraphError(f"the graph has a cycle, so that no task of it can run first: {chain}") from error
+    return sorted(dsk, key=priorities.__getitem__)

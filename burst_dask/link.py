@@ -1,0 +1,237 @@
+"""What client code knows of a session, and how it sees to it that somebody works for it."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from burst_dask.clock import Clock
+from burst_dask.config import Settings
+from burst_dask.errors import FleetError, VersionMismatch
+from burst_dask.fleet.base import Fleet
+from burst_dask.journal import log
+from burst_dask.journal.view import RunView, in_parallel
+from burst_dask.protocol import keys
+from burst_dask.protocol.keys import RunId, SessionId, WorkerId
+from burst_dask.protocol.records import Close, Ended, Manifest, SessionAction, decode
+from burst_dask.protocol.session import SessionState
+from burst_dask.report import WorkersStatus
+from burst_dask.store import Meta, Store
+
+#: Seconds between looks at the processes of a fleet on this machine, which cost no request.
+CHECK_FLEET_EVERY = 3.0
+#: Seconds without news after which heartbeats are listed, when workers are started elsewhere.
+CHECK_BEATS_EVERY = 15.0
+#: Seconds between looks at workers that have been told to end.
+ENDING_POLL = 0.5
+#: Times that ended workers are started again, without any news, before the wait is given up. A
+#: supervisor, too, has started each several times by then.
+RESTARTS = 2
+
+
+class WorkersSeen(NamedTuple):
+    """What one listing of heartbeats tells."""
+
+    status: WorkersStatus
+    ended: tuple[WorkerId, ...]
+    #: all that ever had a heartbeat
+    known: int
+
+
+@dataclass
+class Link:
+    """What a client knows of a session; shared by a `Session` and its runs."""
+
+    store: Store
+    manifest: Manifest
+    settings: Settings
+    author: log.Author
+    state: SessionState
+    #: None when workers are started elsewhere
+    fleet: Fleet | None = None
+
+    @property
+    def session(self) -> SessionId:
+        return self.manifest.session
+
+    @property
+    def clock(self) -> Clock:
+        return self.author.clock
+
+    @property
+    def workers(self) -> int | None:
+        """How many workers there should be; None when they are started elsewhere."""
+        return self.state.workers
+
+    def learn(self, state: SessionState) -> None:
+        """Take in a state, unless a newer one is known."""
+        if state.next > self.state.next:
+            self.state = state
+
+    async def append(self, action: SessionAction) -> None:
+        """Append to the session log."""
+        self.learn(await log.append_session(self.store, self.session, self.state, self.author, action))
+
+    async def follow(self) -> None:
+        """Read what is new in the session log."""
+        state = self.state
+        async for entry in log.read_session(self.store, self.session, state.next):
+            state = state.apply(entry)
+        self.learn(state)
+
+    async def seen(self) -> WorkersSeen:
+        """List the heartbeats, at one request per 500 workers."""
+        beats: dict[WorkerId, float] = {}
+        ended: list[WorkerId] = []
+        async for page in self.store.list(keys.workers(self.session)):
+            for meta in page:
+                worker, kind = keys.split_worker_key(meta.key)
+                if kind == "ended":
+                    ended.append(worker)
+                else:
+                    beats[worker] = meta.modified
+        # When all have died at once, the newest heartbeat is a dead one's. Then this machine's clock
+        # tells; it may differ from the store's, so it is believed only beyond a lease.
+        now = max([*beats.values(), self.clock.wall() - self.settings.lease])
+        alive = [date for worker, date in beats.items() if now - date <= self.settings.lease]
+        for worker in ended:
+            if beats.get(worker) in alive:
+                alive.remove(beats[worker])
+        oldest = now - min(alive) if alive else None
+        return WorkersSeen(WorkersStatus(len(alive), oldest), tuple(ended), len(beats.keys() | set(ended)))
+
+    async def last_words(self, seen: WorkersSeen) -> Ended | None:
+        """Return how the newest of the ended workers ended; None while one is alive, or may be."""
+        if seen.status.alive or not seen.ended or len(seen.ended) < seen.known:
+            return None
+
+        async def read(worker: WorkerId) -> Ended | None:
+            key = keys.ended(self.session, worker)
+            data = await self.store.get(key)
+            return None if data is None else decode(Ended, key, data)
+
+        records = [record for record in await in_parallel(read, seen.ended) if record is not None]
+        return max(records, key=lambda record: record.wrote, default=None)
+
+    def worker_line(self) -> str:
+        """Return the command that starts workers anywhere."""
+        return f"burst worker --session {self.session} --store '{self.store.url}'"
+
+
+class Guard:
+    """Sees to it that somebody works while a client waits, or says that nobody does."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._due = link.clock.monotonic() + self._every
+        self._restarts = 0
+        self._warned = False
+        self._alive = 0
+
+    @property
+    def _every(self) -> float:
+        return CHECK_BEATS_EVERY if self._link.fleet is None else CHECK_FLEET_EVERY
+
+    def news(self) -> None:
+        """Somebody works."""
+        self._restarts = 0
+        if self._link.fleet is None:
+            self._due = self._link.clock.monotonic() + self._every
+
+    async def check(self) -> None:
+        """Look, if it is time to.
+
+        Raises
+        ------
+        VersionMismatch
+            Every worker refused the session.
+        FleetError
+            Workers die as soon as they are started.
+        """
+        link = self._link
+        if link.clock.monotonic() < self._due:
+            return
+        if link.fleet is None:
+            await self._check_beats()
+        elif link.workers and await asyncio.to_thread(link.fleet.ensure, link.workers):
+            await self._check_restart(link.fleet)
+        self._due = link.clock.monotonic() + self._every
+
+    async def _check_restart(self, fleet: Fleet) -> None:
+        """Some had ended, and were started again: once more may help, if they did not refuse."""
+        last = await self._look()
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            why = f" The last one: {last.message}" if last is not None and last.message else ""
+            raise FleetError(
+                f"the workers of session {self._link.session} keep ending before they finish a task.{why} "
+                f"What is done is kept, and others may go on: {self._link.worker_line()} ({fleet.describe()})"
+            )
+
+    async def _check_beats(self) -> None:
+        await self._look()
+        if not self._alive and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"session {self._link.session} has work and no worker; start some, anywhere that reaches the store: "
+                f"{self._link.worker_line()}",
+                stacklevel=2,
+            )
+
+    async def _look(self) -> Ended | None:
+        """List the heartbeats; return how the last worker ended if none is left."""
+        seen = await self._link.seen()
+        self._alive = seen.status.alive
+        last = await self._link.last_words(seen)
+        if last is not None and last.reason == "refused":
+            raise VersionMismatch(
+                f"every worker of session {self._link.session} refused it. The last one: {last.message}"
+            )
+        return last
+
+
+# ---------------------------------------------------------------------------- the end
+
+
+async def incomplete(link: Link) -> list[RunId]:
+    """Return the runs that workers may still work on."""
+    await link.follow()
+
+    async def pending(run: RunId) -> RunId | None:
+        view = await RunView.open(link.store, run)
+        if view is None:
+            return None
+        await view.survey()
+        return run if view.totals().pending else None
+
+    return [run for run in await in_parallel(pending, link.state.live_runs) if run is not None]
+
+
+async def close(link: Link) -> None:
+    await link.follow()
+    if not link.state.closed and await link.store.get(keys.manifest(link.session)) is not None:
+        await link.append(Close())
+
+
+async def delete(link: Link, everything: bool) -> None:
+    """Delete the session's objects when its workers, wherever they run, have ended."""
+    until = link.clock.monotonic() + link.settings.lease
+    while (await link.seen()).status.alive and link.clock.monotonic() < until:
+        await link.clock.sleep(ENDING_POLL)
+    kept = () if everything else ("/log/", "/segments/", "/plan")
+    log = keys.session_log(link.session)
+    async for page in link.store.list(keys.session_prefix(link.session)):
+        doomed = [meta.key for meta in page if not any(part in meta.key for part in kept)]
+        await link.store.delete(key for key in doomed if not key.startswith(log))
+    if everything:
+        await link.store.delete([meta.key async for meta in listed(link.store, log)])
+        await link.store.delete([keys.manifest(link.session)])
+
+
+async def listed(store: Store, prefix: str) -> AsyncIterator[Meta]:
+    async for page in store.list(prefix):
+        for meta in page:
+            yield meta

@@ -1,0 +1,461 @@
+"""Sessions: the callable that Dask takes as a scheduler, and the way back to what it left."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import dask
+from dask._expr import FinalizeCompute
+from dask.base import collections_to_expr, unpack_collections
+from dask.core import flatten
+from dask.utils import shorten_traceback
+
+from burst_dask import sync
+from burst_dask.clock import Entropy, SystemClock
+from burst_dask.config import Settings
+from burst_dask.errors import ConfigError, StoreUnavailable, UnknownId
+from burst_dask.fleet.base import Fleet
+from burst_dask.fleet.inprocess import InProcessFleet
+from burst_dask.fleet.local import LocalFleet
+from burst_dask.journal.log import Author
+from burst_dask.journal.view import RunView, in_parallel
+from burst_dask.link import Link, close, delete, incomplete, listed
+from burst_dask.protocol import keys
+from burst_dask.protocol.keys import RunId, SessionId, WorkerId
+from burst_dask.protocol.records import Manifest, Open, Scale, SessionEntry, decode, encode
+from burst_dask.protocol.session import SessionState, fold
+from burst_dask.report import RunStatus, SessionStatus
+from burst_dask.run import Run, run_status
+from burst_dask.store import Store, open_store, probe, requests_of
+from burst_dask.submission import Asked, Repack, submit
+from burst_dask.worker.memory_watch import processors
+from burst_dask.worker.process import own_versions
+
+_BRING_YOUR_OWN = (
+    "with fleet=None the session starts no workers, and you bring your own: burst worker --session ID --store URL"
+)
+
+
+class Session:
+    """A named place in a store, with its workers and its runs; Dask takes it as a scheduler.
+
+    Parameters
+    ----------
+    store
+        URL or path, see `burst_dask.store.open_store`; by default a directory of this user. An
+        open `Store` will do, too.
+    workers
+        How many worker processes; by default one for each processor.
+    fleet
+        ``"local"`` starts the workers on this machine, whatever the store; they outlive this
+        process. None starts none: bring your own with ``burst worker --session ID --store URL``.
+    endpoint_url
+        Of an S3-compatible service. Other options of the store, such as ``region``, may be
+        given by name as well.
+    name
+        Shown to people; any text.
+    progress
+        Whether waiting shows a progress bar; None: on a terminal and in a notebook.
+    **settings
+        Fields of `burst_dask.config.Settings`.
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong.
+    StoreError
+        The store cannot be used; nothing is left in it.
+    FleetError
+        Workers could not be started; nothing is left in the store.
+
+    Notes
+    -----
+    Callbacks (`dask.callbacks`, `dask.diagnostics.ProgressBar`) are not called, as with
+    distributed: they are about tasks that run in the client.
+
+    Examples
+    --------
+    >>> import dask.bag
+    >>> burst = Session("memory://session-doctest", workers=1)
+    >>> with burst:
+    ...     dask.bag.from_sequence(range(10), npartitions=2).sum().compute()
+    45
+    >>> burst.cleanup(force=True)
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | Store | None = None,
+        *,
+        workers: int | None = None,
+        fleet: str | None = "local",
+        endpoint_url: str | None = None,
+        name: str | None = None,
+        progress: bool | None = None,
+        **settings: Any,
+    ) -> None:
+        options, checked = _split(settings, endpoint_url)
+        wanted = _check_workers(workers, fleet)
+        opened = _open(store, options)
+        clock, entropy = SystemClock(), Entropy()
+        manifest = Manifest(
+            session=SessionId(entropy.token(8)),
+            name=name,
+            created=clock.wall(),
+            host=platform.node(),
+            versions=own_versions(),
+            settings=checked.to_dict(),
+        )
+        author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
+        self._link = Link(opened, manifest, checked, author, SessionState())
+        self._progress = progress
+        self._entered: list[dask.config.set] = []
+        sync.run(_create(self._link, wanted))
+        if wanted is not None:
+            self._start(wanted)
+
+    @classmethod
+    def _of(cls, link: Link, progress: bool | None = None) -> Session:
+        """Return the session of a link that is there already."""
+        session = cls.__new__(cls)
+        session._link, session._progress, session._entered = link, progress, []
+        return session
+
+    def _start(self, workers: int) -> None:
+        """Start the first workers; leave nothing in the store if there cannot be any."""
+        self._link.fleet = _fleet_here(self._link)
+        try:
+            self._link.fleet.ensure(workers)
+        except BaseException:
+            self.cleanup(force=True)
+            raise
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def id(self) -> str:
+        """The id that `attach` and ``burst worker --session`` take."""
+        return self._link.session
+
+    @property
+    def store(self) -> str:
+        """The URL that opens the same store elsewhere."""
+        return self._link.store.url
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """Store requests that this client has sent, by verb."""
+        return requests_of(self._link.store)
+
+    def __repr__(self) -> str:
+        return f"Session({self.id!r}, store={self.store!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "a Session cannot be pickled, so no part of a task: give the task id and store, for attach(id, store)"
+        )
+
+    def status(self) -> SessionStatus:
+        """Return the state of the session and of all its runs, never with a request for each task."""
+
+        async def look() -> SessionStatus:
+            link = self._link
+            await link.follow()
+            seen = await link.seen()
+
+            async def one(run: RunId) -> RunStatus | None:
+                view = await RunView.open(link.store, run)
+                return None if view is None else await run_status(link, view, seen.status)
+
+            runs = await in_parallel(one, link.state.runs)
+            return SessionStatus(
+                id=link.session,
+                name=link.manifest.name,
+                store=link.store.url,
+                host=link.manifest.host,
+                closed=link.state.closed,
+                workers=seen.status,
+                runs=tuple(run for run in runs if run is not None),
+                settings=link.manifest.settings,
+            )
+
+        return sync.run(look())
+
+    # ------------------------------------------------------------------ submitting
+
+    def compute(self, *collections: Any, traverse: bool = True, optimize_graph: bool = True, **keywords: Any) -> Run:
+        """Submit collections and return at once; the run's `result` is what `dask.compute` returns.
+
+        Parameters
+        ----------
+        *collections
+            As of `dask.compute`: collections, and lists, dicts and so on with collections in them.
+        traverse, optimize_graph
+            As of `dask.compute`.
+        **keywords
+            ``priority``, ``retries`` and ``resources``, as of `get`.
+
+        Examples
+        --------
+        >>> burst = Session("memory://compute-doctest", workers=1)
+        >>> burst.compute({"a": dask.delayed(1) + 1}).result()
+        ({'a': 2},)
+        >>> burst.cleanup(force=True)
+        """
+        asked = Asked.of(keywords)
+        found, repack = unpack_collections(*collections, traverse=traverse)
+        if not found:
+            raise ConfigError("there is nothing to compute: no argument is or holds a Dask collection")
+        with shorten_traceback():
+            expression = FinalizeCompute(collections_to_expr(found, optimize_graph)).optimize()
+            names = list(flatten(expression.__dask_keys__()))
+        return self._submit(expression, names, asked, repack)
+
+    def get(self, dsk: Any, keys: Any, **keywords: Any) -> Any:
+        """Compute `keys` of a graph and return what Dask's own schedulers return.
+
+        Ctrl-C detaches: it says how to come back to the run, which goes on.
+
+        Parameters
+        ----------
+        dsk
+            An expression, a `HighLevelGraph` or a dict.
+        keys
+            A key, or nested lists of keys.
+        **keywords
+            ``priority`` (int), ``retries`` (int) and ``resources`` (dict) for all tasks of the graph
+            that are not annotated otherwise. ``num_workers``, ``pool`` and ``chunksize`` say how a
+            scheduler in this process runs tasks and are without effect. All others are refused.
+
+        Raises
+        ------
+        Exception
+            A task's own, with the traceback of the worker. The run is cancelled then.
+
+        Examples
+        --------
+        >>> burst = Session("memory://get-doctest", workers=1)
+        >>> burst.get({"x": 1, "y": (sum, ["x", 2])}, ["y", ["x"]])
+        (3, (1,))
+        >>> burst.cleanup(force=True)
+        """
+        run = self._submit(dsk, keys, Asked.of(keywords))
+        try:
+            return run.result()
+        except StoreUnavailable:
+            raise  # the run goes on without this client
+        except Exception:
+            run._abandon()
+            raise
+
+    __call__ = get
+
+    def _submit(self, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Run:
+        plan = submit(self._link, graph, names, asked, repack)
+        return Run(self._link, plan, attached=False, progress=self._progress)
+
+    # ------------------------------------------------------------------ the default scheduler
+
+    def __enter__(self) -> Session:
+        """Make this the default scheduler, and shuffles such as workers without a common disk can do."""
+        # Bags go by the dataframe's shuffle method as well.
+        setting = dask.config.set({"scheduler": self, "dataframe.shuffle.method": "tasks"})
+        self._entered.append(setting)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Restore the former defaults; the session and its workers go on."""
+        self._entered.pop().__exit__(None, None, None)
+
+    # ------------------------------------------------------------------ workers and the end
+
+    def scale(self, workers: int) -> None:
+        """Have that many workers on this machine; 0 stops them, and the work waits.
+
+        Fewer are had by letting all hand over their work and starting anew.
+        """
+        if workers < 0:
+            raise ConfigError(f"workers={workers}: must be 0 or more")
+        link = self._link
+        if link.state.closed:
+            raise ConfigError(f"session {self.id} is closed; open a new one with Session(…)")
+        sync.run(link.append(Scale(workers)))
+        if link.fleet is None:
+            link.fleet = _fleet_here(link)
+        if link.fleet.alive() > workers:
+            link.fleet.stop()
+        link.fleet.ensure(workers)
+
+    def cleanup(self, force: bool = False) -> None:
+        """Stop this session's workers, nobody else's, and delete what it has stored.
+
+        Without `force`, results and the logs that lead to them stay and can still be collected;
+        the graphs with their data go. With it nothing stays, and running work is cancelled. It may
+        be called again, also after it was interrupted.
+
+        Raises
+        ------
+        ConfigError
+            Work is going on and `force` is false; nothing was done.
+        """
+        link = self._link
+        if not force:
+            busy = sync.run(incomplete(link))
+            if busy:
+                raise ConfigError(
+                    f"session {self.id} still works on {', '.join(busy)}; nothing was done. "
+                    "Wait, cancel the runs, or cleanup(force=True), which also deletes the results"
+                )
+        sync.run(close(link))
+        fleet = link.fleet or _fleet_here(link)
+        fleet.remove()
+        sync.run(delete(link, force))
+
+
+def attach(
+    identifier: str,
+    store: str | os.PathLike[str] | Store | None = None,
+    *,
+    progress: bool | None = None,
+    **options: str,
+) -> Any:
+    """Come back to a run or a session, from any process that can read the store.
+
+    Parameters
+    ----------
+    identifier
+        Of a run or of a session.
+    store, progress, **options
+        As of `Session`.
+
+    Returns
+    -------
+    Run or Session
+        What the id names.
+
+    Raises
+    ------
+    UnknownId
+        The store does not hold it; the message lists what is spelled alike.
+
+    Examples
+    --------
+    >>> burst = Session("memory://attach-doctest", workers=1)
+    >>> run = burst.compute(dask.delayed(sum)([1, 2]))
+    >>> attach(run.id, store=burst.store).result()
+    (3,)
+    >>> burst.cleanup(force=True)
+    """
+    if not isinstance(identifier, str) or not keys.is_id(identifier):
+        raise ConfigError(f"{identifier!r} is not the id of a run or session, such as 'k3w9x2mq.7gfh2y' or 'k3w9x2mq'")
+    link = sync.run(_attach(_open(store, options), identifier))
+    if "." not in identifier:
+        return Session._of(link, progress)
+    view = sync.run(_open_run(link, RunId(identifier)))
+    return Run(link, view, attached=True, progress=progress)
+
+
+# ---------------------------------------------------------------------------- arguments
+
+
+def _split(given: Mapping[str, Any], endpoint_url: str | None) -> tuple[dict[str, str], Settings]:
+    """Return the store's options, and the settings."""
+    fields = Settings.__struct_fields__
+    options = {} if endpoint_url is None else {"endpoint_url": endpoint_url}
+    for name, value in given.items():
+        if name in fields:
+            continue
+        if close := difflib.get_close_matches(name, fields, 1, 0.75):
+            raise ConfigError(f"there is no setting {name!r}; did you mean {close[0]!r}?")
+        options[name] = value
+    return options, Settings.of(**{name: value for name, value in given.items() if name in fields})
+
+
+def _check_workers(workers: int | None, fleet: str | None) -> int | None:
+    if fleet is None:
+        if workers is not None:
+            raise ConfigError(f"workers={workers} with fleet=None: {_BRING_YOUR_OWN}")
+        return None
+    if fleet != "local":
+        raise ConfigError(f"fleet={fleet!r}: must be 'local' or None; {_BRING_YOUR_OWN}")
+    if workers is None:
+        return processors()
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise ConfigError(f"workers={workers!r}: must be a whole number")
+    if workers < 1:
+        raise ConfigError(f"workers={workers}: a session needs at least 1; {_BRING_YOUR_OWN}")
+    return workers
+
+
+def _open(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
+    if isinstance(store, str | os.PathLike) or store is None:
+        return open_store(store, **options)
+    if options:
+        raise ConfigError(f"{', '.join(options)}: an open store takes no options")
+    return store
+
+
+def _fleet_here(link: Link) -> Fleet:
+    settings = link.settings
+    if "memory://" in link.store.url:
+        return InProcessFleet(link.session, link.store, threads=settings.threads)
+    return LocalFleet(link.session, link.store.url, threads=settings.threads, memory_limit=settings.memory_limit)
+
+
+# ---------------------------------------------------------------------------- requests
+
+
+async def _create(link: Link, workers: int | None) -> None:
+    await probe(link.store, link.author.entropy)
+    await link.append(Open())
+    if workers is not None:
+        await link.append(Scale(workers))
+    # Last: sessions are listed by their manifests, so none is listed that is not there whole.
+    if not await link.store.create(keys.manifest(link.session), encode(link.manifest)):
+        raise ConfigError(f"there is a session {link.session} already; try again")
+
+
+async def _attach(store: Store, identifier: str) -> Link:
+    session = keys.session_of(identifier)
+    key = keys.manifest(session)
+    data = await store.get(key)
+    if data is None:
+        there = [meta.key.removeprefix(keys.SESSIONS) async for meta in listed(store, keys.SESSIONS)]
+        raise _unknown(store, "session", session, there)
+    manifest = decode(Manifest, key, data)
+    clock, entropy = SystemClock(), Entropy()
+    author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
+    link = Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
+    here = manifest.host == platform.node() and "memory://" not in store.url
+    if here and link.workers and not link.state.closed:
+        link.fleet = _fleet_here(link)
+    return link
+
+
+async def _read_state(store: Store, session: SessionId) -> SessionState:
+    """Return the state of a session, reading its log in parallel."""
+    names = [meta.key async for meta in listed(store, keys.session_log(session))]
+    bodies = await in_parallel(store.get, names)
+    entries = [decode(SessionEntry, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
+    if not entries:  # somebody's cleanup was interrupted: it can only be repeated
+        return SessionState(closed=True)
+    return fold(entries)
+
+
+async def _open_run(link: Link, run: RunId) -> RunView:
+    view = await RunView.open(link.store, run)
+    if view is None:
+        raise _unknown(link.store, "run", run, link.state.runs)
+    return view
+
+
+def _unknown(store: Store, kind: str, identifier: str, there: Iterable[str]) -> UnknownId:
+    close = difflib.get_close_matches(identifier, list(there), 3, 0.5)
+    hint = (
+        f"did you mean {' or '.join(close)}?" if close else "it was cleaned up, or lies in another store: pass store="
+    )
+    return UnknownId(f"{store.url} holds no {kind} {identifier!r}; {hint}")

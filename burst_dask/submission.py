@@ -1,0 +1,196 @@
+"""Submitting a graph: what the caller asks for, the objects in their order, and the shape of the answer."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import cloudpickle
+import msgspec
+
+from burst_dask import sync
+from burst_dask.errors import BurstError, ConfigError, UnpicklableTask
+from burst_dask.graph import ShardedGraph, materialize, unpack_outputs
+from burst_dask.link import Link
+from burst_dask.protocol import keys
+from burst_dask.protocol.frames import Buffer
+from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.records import AddRun, Plan, encode
+from burst_dask.store import Store
+
+#: Packs that are sent at once; with 8 to 16 MiB each this bounds the memory of submission.
+UPLOADS = 4
+#: Threads to cut for when nobody has said how many workers there will be.
+UNKNOWN_THREADS = 16
+
+#: Takes the results of the collections, returns what `dask.compute` returns.
+Repack = Callable[[Any], Any]
+
+
+def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Plan:
+    """Store a graph as a new run, tell the session's workers, and see to it that there are some.
+
+    Parameters
+    ----------
+    graph, names
+        As of `burst_dask.graph.materialize`.
+    repack
+        Makes the answer out of the values of `names`; stored with the run.
+
+    Raises
+    ------
+    GraphError
+        The graph cannot be stored.
+    StoreError
+        The store failed. In both cases nothing was submitted.
+    """
+    if link.state.closed:
+        raise ConfigError(f"session {link.session} is closed; open a new one with Session(…)")
+    dsk, annotations = materialize(graph, names)
+    asked.annotate(dsk, annotations)
+    run = RunId(f"{link.session}.{link.author.entropy.token(6)}")
+    threads = (link.workers or UNKNOWN_THREADS) * link.settings.threads
+    sharded = ShardedGraph.of(dsk, names, annotations, run=run, parallelism=threads)
+    with _uploading(link.store, run, sharded.packs()):
+        plan = sharded.plan(created=link.clock.wall(), priority=asked.priority)
+        if repack is not None:
+            plan = msgspec.structs.replace(plan, outputs=_dump_repack(plan.outputs, repack))
+        # Last, so that a run either is there whole or is not there (PROTOCOL.md rule 7).
+        sync.run(_add(link, plan))
+    if link.fleet is not None and link.workers:
+        link.fleet.ensure(link.workers)
+    return plan
+
+
+@contextlib.contextmanager
+def _uploading(store: Store, run: RunId, packs: Iterable[tuple[int, list[Buffer]]]) -> Iterator[None]:
+    """Send the packs while they are made; delete them when they, or what follows in the context, fail."""
+    sent: list[str] = []
+    under_way: deque[Future[None]] = deque()
+    try:
+        for number, body in packs:
+            if len(under_way) >= UPLOADS:
+                under_way.popleft().result()
+            sent.append(keys.pack(run, number))
+            under_way.append(sync.start(store.put(sent[-1], body)))
+        while under_way:
+            under_way.popleft().result()
+        yield
+    except BaseException:
+        for upload in under_way:
+            upload.cancel()
+        with contextlib.suppress(BurstError):
+            sync.run(store.delete([keys.plan(run), *sent]))
+        raise
+
+
+async def _add(link: Link, plan: Plan) -> None:
+    await link.store.put(keys.plan(plan.run), encode(plan))
+    await link.append(AddRun(plan.run, plan.priority))
+
+
+def _dump_repack(outputs: bytes, repack: Any) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(Repacked(outputs, repack)))
+    except Exception as error:
+        raise UnpicklableTask(
+            f"what is to be computed holds an object beside the collections that cannot be pickled: {error}. "
+            "Nothing was submitted"
+        ) from error
+
+
+# ---------------------------------------------------------------------------- the shape of the answer
+
+
+class Repacked(NamedTuple):
+    """What `Plan.outputs` holds for `Session.compute`: the shape of what the user gave."""
+
+    #: as `burst_dask.graph` writes it
+    outputs: bytes
+    #: takes the results of the collections, returns what `dask.compute` would have returned
+    repack: Repack
+
+
+def unpack(outputs: bytes, values: Callable[[int], Any]) -> Any:
+    """Return the answer of a run, out of the values of its outputs."""
+    shape = pickle.loads(outputs)  # noqa: S301 - who may write the store may run code, see README
+    if isinstance(shape, Repacked):
+        return shape.repack(unpack_outputs(shape.outputs, values))
+    return unpack_outputs(outputs, values)
+
+
+def numbers(outputs: bytes) -> list[int]:
+    """Return the global numbers of all that was asked for.
+
+    >>> numbers(pickle.dumps([3, [1]]))
+    [3, 1]
+    """
+    shape = pickle.loads(outputs)  # noqa: S301
+    found: list[int] = []
+    unpack_outputs(shape.outputs if isinstance(shape, Repacked) else outputs, found.append)
+    return found
+
+
+# ---------------------------------------------------------------------------- what is asked for
+
+
+class Asked(NamedTuple):
+    """What the keywords of `Session.get` and `Session.compute` ask for."""
+
+    priority: int = 0
+    retries: int = 0
+    resources: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> Asked:
+        asked: dict[str, Any] = {}
+        for name, value in keywords.items():
+            if name in cls._fields:
+                asked[name] = value
+            elif name not in _WITHOUT_EFFECT and not _says_default(name, value):
+                known = ", ".join((*cls._fields, *_WITHOUT_EFFECT))
+                reason = _REFUSED.get(name, "this scheduler knows no such keyword")
+                raise ConfigError(f"{name}={value!r} is refused: {reason}. Known are {known}")
+        result = cls(**{name: value for name, value in asked.items() if value is not None})
+        for name in ("priority", "retries"):
+            if not isinstance(getattr(result, name), int):
+                raise ConfigError(f"{name}={getattr(result, name)!r}: must be a whole number")
+        if result.retries < 0:
+            raise ConfigError(f"retries={result.retries}: must be 0 or more")
+        if result.resources is not None and not isinstance(result.resources, Mapping):
+            raise ConfigError(f"resources={result.resources!r}: must be a dict such as {{'GPU': 1}}")
+        return result
+
+    def annotate(self, dsk: Mapping[Any, Any], annotations: dict[str, dict[Any, Any]]) -> None:
+        """Note what was asked for with all tasks that are not annotated otherwise."""
+        if self.retries:
+            annotations["retries"] = dict.fromkeys(dsk, self.retries) | annotations.get("retries", {})
+        if self.resources:
+            annotations["resources"] = dict.fromkeys(dsk, self.resources) | annotations.get("resources", {})
+
+
+#: How a scheduler in this process runs tasks; here the session's workers say that.
+_WITHOUT_EFFECT = ("num_workers", "pool", "chunksize")
+_REFUSED = {
+    "cache": "results are in the store, not in a cache of this process",
+    "callbacks": "tasks run elsewhere, so callbacks of this process are not called",
+    "raise_exception": "a task's own exception is raised, with its traceback",
+    "rerun_exceptions_locally": "tasks run on workers only",
+    "workers": "any worker may take any task; resources={…} restricts tasks to workers that have them",
+    "allow_other_workers": "any worker may take any task",
+    "actors": "there are no actors: a worker may be replaced at any moment",
+    "sync": "for a run that is not waited for there is Session.compute(…)",
+    "asynchronous": "for a run that is not waited for there is Session.compute(…)",
+    "direct": "results always come from the store",
+    "fifo_timeout": "runs of one priority are worked on in the order of their submission",
+    "get": "the scheduler is given as scheduler=",
+}
+
+
+def _says_default(name: str, value: Any) -> bool:
+    """Tell whether a known keyword asks for no more than what happens anyway."""
+    return name in _REFUSED and (value is True if name == "sync" else value in (None, False))

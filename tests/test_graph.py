@@ -1,0 +1,464 @@
+"""What Dask hands a scheduler comes back, out of the records alone, as Dask would have computed it."""
+
+from __future__ import annotations
+
+import operator
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+from dask._task_spec import Alias, DataNode, List, Task, TaskRef
+from dask.highlevelgraph import HighLevelGraph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from burst_dask.errors import GraphError, UnpicklableTask, UnsupportedGraph
+from burst_dask.graph import (
+    LargeConstantWarning,
+    MissingKey,
+    ShardedGraph,
+    cut,
+    materialize,
+    open_record,
+    unpack_outputs,
+)
+from burst_dask.protocol import frames, records
+from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.records import Plan, ShardRecord
+
+RUN = RunId("session.run")
+
+
+def shard(graph: Any, keys: Any, parallelism: int = 2, **options: Any) -> ShardedGraph:
+    dsk, annotations = materialize(graph, keys)
+    return ShardedGraph.of(dsk, keys, annotations, run=RUN, parallelism=parallelism, **options)
+
+
+def store(graph: ShardedGraph) -> tuple[Plan, list[bytes]]:
+    packs: list[bytes] = []
+    for number, body in graph.packs():
+        assert number == len(packs)
+        packs.append(b"".join(body))
+    return records.decode(Plan, "plan", records.encode(graph.plan(created=1.0))), packs
+
+
+def read(plan: Plan, packs: list[bytes]) -> Iterator[tuple[ShardRecord, list[memoryview]]]:
+    def at(place: records.Place) -> memoryview:
+        return memoryview(packs[place.pack])[place.start : place.end]
+
+    for info in plan.shards:
+        record = records.decode(ShardRecord, "shard", at(info.place))
+        yield record, [frames.unseal("constant", at(place)) for place in record.buffers]
+
+
+def run(plan: Plan, packs: list[bytes]) -> Any:
+    """Run the shards one after another, as workers that share only the records would."""
+    stored: dict[int, Any] = {}
+    for record, buffers in read(plan, packs):
+        names, nodes, foreign = open_record(record, buffers)
+        mine: dict[int, Any] = {}
+        key_of = {**foreign, **{record.first + i: key for i, key in enumerate(names)}}
+        for position, (node, needs) in enumerate(zip(nodes, record.dependencies, strict=True)):
+            values = {key_of[n]: mine[n] if n >= record.first else stored[n] for n in needs}
+            mine[record.first + position] = node(values)
+        stored.update({record.first + position: mine[record.first + position] for position in record.wanted})
+    return unpack_outputs(plan.outputs, stored.__getitem__)
+
+
+def execute(graph: Any, keys: Any, **options: Any) -> Any:
+    return run(*store(shard(graph, keys, **options)))
+
+
+def compute(collection: Any, parallelism: int = 2) -> Any:
+    return dask.compute(collection, scheduler=lambda graph, keys, **_: execute(graph, keys, parallelism=parallelism))[0]
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+# ---------------------------------------------------------------------------- what Dask hands over
+
+
+@pytest.mark.parametrize(
+    ("graph", "keys"),
+    [
+        ({"a": 1, "b": (inc, "a"), "c": (sum, ["a", "b"])}, "c"),
+        ({"a": 1, "b": (inc, (inc, "a"))}, ["b"]),
+        ({("x", 0): 1, ("x", 1): (inc, ("x", 0)), "y": ("x", 1)}, [["y"], [("x", 0), [("x", 1)]]]),
+        (
+            {1: 10, 2.5: (inc, 1), b"k": Task(b"k", inc, TaskRef(2.5)), ("n", ("m", 1)): (inc, 2.5)},
+            [("n", ("m", 1)), b"k"],
+        ),
+        ({True: 5, "b": (inc, 1)}, ["b", 1]),
+        ({"a": Task("a", inc, 1), "b": Alias("b", "a"), "c": DataNode("c", "text")}, ["b", "c", "b"]),
+        ({"a": 1, "b": Task("b", sum, List(TaskRef("a"), 2)), "c": ("tuple", "of", "data")}, ["b", "c"]),
+        ({"a": None, "b": [1, "a", (inc, 2)]}, ["a", "b"]),
+    ],
+)
+def test_a_dict_gives_what_dask_get_gives(graph: dict[Any, Any], keys: Any) -> None:
+    assert execute(graph, keys) == dask.local.get_sync(graph, keys)
+
+
+def test_arrays() -> None:
+    da = pytest.importorskip("dask.array")
+    x = da.from_array(np.arange(400.0).reshape(20, 20), chunks=(4, 5))
+    for parallelism in (1, 3, 16):
+        np.testing.assert_allclose(
+            compute((x @ x.T - x.mean(axis=0)).std(), parallelism),
+            (x @ x.T - x.mean(axis=0)).std().compute(scheduler="sync"),
+        )
+
+
+def test_bags() -> None:
+    import dask.bag as db
+
+    bag = db.range(100, npartitions=20).map(inc).filter(lambda x: x % 3)
+    assert compute(bag.sum()) == bag.sum().compute(scheduler="sync")
+    assert compute(bag) == bag.compute(scheduler="sync")
+
+
+def test_delayed() -> None:
+    lazy = [dask.delayed(inc)(i) for i in range(10)]
+    assert compute({"total": dask.delayed(sum)(lazy), "parts": lazy}) == {"total": 55, "parts": list(range(1, 11))}
+
+
+def test_dataframes() -> None:
+    dd = pytest.importorskip("dask.dataframe")
+    frame = pd.DataFrame({"key": [i % 7 for i in range(100)], "text": [str(i % 5) for i in range(100)]})
+    lazy = dd.from_pandas(frame, npartitions=10)
+    pd.testing.assert_frame_equal(compute(lazy), lazy.compute(scheduler="sync"))
+    with dask.config.set({"dataframe.shuffle.method": "tasks"}):
+        shuffled = compute(lazy.shuffle("key").groupby("key").text.count())
+        pd.testing.assert_series_equal(shuffled.sort_index(), frame.groupby("key").text.count())
+        merged = compute(lazy.merge(lazy.drop_duplicates("key"), on="key"))
+    assert len(merged) == 100
+
+
+def test_a_high_level_graph() -> None:
+    graph = HighLevelGraph({"a": {"x": 1}, "b": {"y": (inc, "x")}}, {"a": set(), "b": {"a"}})
+    assert execute(graph, ["y"]) == (2,)
+
+
+def test_what_nobody_asked_for_is_culled() -> None:
+    dsk, _ = materialize({"a": 1, "b": (inc, "a"), "c": (inc, "b"), "d": (inc, "missing")}, ["b"])
+    assert set(dsk) == {"a", "b"}
+
+
+def test_an_empty_request() -> None:
+    plan, packs = store(shard({"a": 1}, []))
+    assert (plan.tasks, plan.shards, packs) == (0, (), [])
+    assert unpack_outputs(plan.outputs, {}.__getitem__) == ()
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+def test_a_key_that_is_not_there() -> None:
+    with pytest.raises(MissingKey, match="'z' was asked for") as caught:
+        materialize({"a": 1}, ["a", "z"])
+    assert isinstance(caught.value, KeyError)
+    assert isinstance(caught.value, GraphError)
+
+
+def test_a_dependency_that_is_not_there() -> None:
+    with pytest.raises(MissingKey, match="task 'b' depends on 'a', which is not in the graph"):
+        materialize({"b": Task("b", inc, TaskRef("a"))}, "b")
+
+
+def test_a_cycle_is_named() -> None:
+    with pytest.raises(GraphError, match=r"'(a|b|c)' -> '(a|b|c)' -> '(a|b|c)' -> '(a|b|c)'"):
+        shard({"a": (inc, "c"), "b": (inc, "a"), "c": (inc, "b"), "d": (inc, "c")}, "d")
+
+
+def test_a_future_of_another_scheduler() -> None:
+    class Future(TaskRef):
+        pass
+
+    with pytest.raises(UnsupportedGraph, match="Future of another scheduler"):
+        materialize({"b": (sum, [Future("elsewhere")])}, "b")
+
+
+def test_something_else() -> None:
+    with pytest.raises(GraphError, match="a list is no graph"):
+        materialize([1], "a")
+
+
+def _disk_frame() -> Any:
+    dd = pytest.importorskip("dask.dataframe")
+    return dd.from_pandas(pd.DataFrame({"a": range(20)}), npartitions=4).shuffle("a")
+
+
+def _disk_bag() -> Any:
+    import dask.bag as db
+
+    return db.range(20, npartitions=4).groupby(lambda x: x % 3).map(lambda pair: (pair[0], sorted(pair[1])))
+
+
+@pytest.mark.parametrize("build", [_disk_frame, _disk_bag])
+def test_a_shuffle_through_a_local_disk_is_refused_with_the_line_that_fixes_it(build: Callable[[], Any]) -> None:
+    with (
+        dask.config.set({"dataframe.shuffle.method": None}),
+        pytest.raises(UnsupportedGraph, match=r'dask.config.set\(\{"dataframe.shuffle.method": "tasks"\}\)'),
+    ):
+        compute(build())
+    with dask.config.set({"dataframe.shuffle.method": "tasks"}):
+        assert len(compute(build())) == len(build().compute(scheduler="sync"))
+
+
+def _p2p_array() -> Any:
+    da = pytest.importorskip("dask.array")
+    return da.ones((20, 20), chunks=(5, 20)).rechunk((20, 5))
+
+
+@pytest.mark.parametrize(
+    ("build", "option"), [(_disk_frame, "dataframe.shuffle.method"), (_p2p_array, "array.rechunk.method")]
+)
+def test_a_shuffle_between_workers_of_distributed_is_refused(build: Callable[[], Any], option: str) -> None:
+    pytest.importorskip("distributed")
+    with (
+        dask.config.set({option: "p2p"}),
+        pytest.raises(UnsupportedGraph, match=f"between workers of dask.distributed.*{option}.: .tasks"),
+    ):
+        compute(build())
+
+
+def test_an_unpicklable_object_is_named_with_the_key() -> None:
+    lock = threading.Lock()
+
+    def hold(x: int) -> int:
+        with lock:
+            return x
+
+    cases: list[tuple[Any, str]] = [
+        ((operator.getitem, {"a": [1, lock]}, "a"), r"item 1 of item 'a' of argument 1 is a _thread.lock"),
+        ((hold, 1), r"variable lock of function hold of the function is a _thread.lock"),
+        (DataNode(("x", 3), lock), r"the value is a _thread.lock"),
+        (Task(("x", 3), inc, x=(i for i in range(3))), r"argument x is a builtins.generator"),
+    ]
+    for task, text in cases:
+        graph = shard({("x", 2): 1, ("x", 3): task}, [("x", 2), ("x", 3)], parallelism=1)
+        with pytest.raises(UnpicklableTask, match=rf"task \('x', 3\): {text}"):
+            list(graph.packs())
+        with pytest.raises(RuntimeError):
+            graph.plan(created=0.0)
+
+
+# ---------------------------------------------------------------------------- annotations
+
+
+def notes(plan: Plan, packs: list[bytes]) -> dict[Any, dict[str, Any]]:
+    result = {}
+    for record, buffers in read(plan, packs):
+        names = open_record(record, buffers).keys
+        result.update({names[position]: note for position, note in record.annotations.items()})
+    return result
+
+
+def test_annotations_of_layers_and_of_the_moment() -> None:
+    with dask.annotate(retries=3, resources={"GPU": 1}):
+        first = dask.delayed(inc)(1, dask_key_name="first")
+    with dask.annotate(priority=len):
+        second = dask.delayed(inc)(first, dask_key_name="second")
+    found: dict[Any, dict[str, Any]] = {}
+
+    def get(graph: Any, keys: Any, **_: Any) -> Any:
+        found.update(notes(*store(shard(graph, keys))))
+        return execute(graph, keys)
+
+    with dask.annotate(retries=1, color="red"):
+        assert dask.compute(second, scheduler=get, optimize_graph=False) == (3,)
+    assert found == {
+        "first": {"retries": 3, "resources": {"GPU": 1.0}},
+        "second": {"retries": 1, "priority": 6},
+    }
+
+
+def test_annotations_of_a_high_level_graph() -> None:
+    graph = HighLevelGraph.from_collections("a", {"x": (inc, 1)}, [])
+    graph.layers["a"].annotations = {"retries": lambda key: 7}
+    assert notes(*store(shard(graph, ["x"]))) == {"x": {"retries": 7}}
+
+
+# ---------------------------------------------------------------------------- shards
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[dict[Any, Any], Any]:
+    count = draw(st.integers(1, 40))
+    names = draw(st.permutations([("x", i) if i % 3 else f"x{i}" for i in range(count)]))
+    dsk: dict[Any, Any] = {}
+    for i, name in enumerate(names):
+        needs = draw(st.lists(st.sampled_from(names[:i]), max_size=4)) if i else []
+        kind = draw(st.sampled_from(["task", "legacy", "alias", "data"]))
+        if kind == "alias" and needs:
+            dsk[name] = Alias(name, needs[0])
+        elif kind == "data" or not needs:
+            dsk[name] = DataNode(name, i) if draw(st.booleans()) else i
+        elif kind == "task":
+            dsk[name] = Task(name, sum, List(*map(TaskRef, needs), i))
+        else:
+            dsk[name] = (sum, [*needs, i])
+    keys = draw(st.recursive(st.sampled_from(names), lambda inner: st.lists(inner, max_size=4), max_leaves=8))
+    return dsk, keys
+
+
+@settings(max_examples=300, deadline=None)
+@given(graphs(), st.integers(1, 12))
+def test_shards_of_any_graph_compute_it(case: tuple[dict[Any, Any], Any], parallelism: int) -> None:
+    dsk, keys = case
+    graph = shard(dsk, keys, parallelism=parallelism)
+    plan, packs = store(graph)
+    check(plan, packs)
+    assert run(plan, packs) == dask.local.get_sync(dsk, keys)
+
+
+def check(plan: Plan, packs: list[bytes]) -> None:
+    """Check what the records say of each other."""
+    assert plan.size == sum(map(len, packs))
+    shard_of: list[int] = []
+    free: list[bool] = []
+    dependents: dict[int, set[int]] = {}
+    found = list(read(plan, packs))
+    for number, (info, (record, buffers)) in enumerate(zip(plan.shards, found, strict=True)):
+        assert (record.shard, record.first, info.first) == (number, len(shard_of), len(shard_of))
+        names, nodes, foreign = open_record(record, buffers)
+        assert len(names) == len(nodes) == len(record.dependencies) == info.count > 0
+        upstream: set[int] = set()
+        seen: set[int] = set()
+        for i, needs in enumerate(record.dependencies):
+            assert list(needs) == sorted(set(needs))
+            assert all(need < info.first + i for need in needs)
+            shard_of.append(number)
+            free.append(all(shard_of[need] == number and free[need] for need in needs))
+            for need in needs:
+                if need < info.first:
+                    upstream.add(shard_of[need])
+                    seen.add(need)
+                    dependents.setdefault(need, set()).add(number)
+        assert set(info.upstream) == upstream
+        assert list(info.upstream) == sorted(info.upstream)
+        assert set(foreign) == seen
+        assert info.free == sum(free[info.first :])
+        assert info.outputs == len(record.outputs)
+        assert plan.locate(info.first) == (number, 0)
+    assert len(shard_of) == plan.tasks
+    for record, _ in found:
+        for position in range(len(record.dependencies)):
+            expected = tuple(sorted(dependents.get(record.first + position, ())))
+            assert record.dependents.get(position, ()) == expected
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 20), st.randoms(use_true_random=False))
+def test_cuts_cover_and_keep_to_their_bounds(counts: list[int], parallelism: int, random: Any) -> None:
+    dependencies = [tuple(sorted({random.randrange(i) for _ in range(n)})) if i else () for i, n in enumerate(counts)]
+    bounds = cut(dependencies, parallelism=parallelism)
+    assert bounds[0] == 0
+    assert bounds[-1] == len(dependencies)
+    assert all(start < end for start, end in pairwise(bounds))
+
+
+def test_a_chain_is_not_cut() -> None:
+    assert cut([(), *[(i,) for i in range(99)]], parallelism=50) == [0, 100]
+
+
+def test_chains_side_by_side_are_cut_between_them() -> None:
+    chains = [() if i % 10 == 0 else (i - 1,) for i in range(40)]
+    assert cut(chains, parallelism=4) == [0, 10, 20, 30, 40]
+
+
+def test_tasks_without_dependencies_are_shared_evenly() -> None:
+    assert cut([()] * 8, parallelism=8) == list(range(9))
+    assert cut([()] * 320, parallelism=10)[:3] == [0, 8, 16]
+
+
+def test_shards_are_bounded_in_tasks_and_in_bytes() -> None:
+    assert max(b - a for a, b in pairwise(cut([(i - 1,) if i else () for i in range(5000)], parallelism=1))) == 1024
+    own = {i: {i: 6 << 20} for i in range(10)}
+    assert cut([()] * 10, parallelism=1, sizes=own)[1] == 2
+    common = {i: {0: 100 << 20} for i in range(8)}
+    assert cut([()] * 8, parallelism=2, sizes=common) == cut([()] * 8, parallelism=2)
+
+
+def test_a_hundred_thousand_tasks_take_few_puts() -> None:
+    dsk: dict[Any, Any] = {("x", i): Task(("x", i), operator.neg, i) for i in range(100_000)}
+    dsk["total"] = Task("total", sum, List(*(TaskRef(key) for key in dsk)))
+    plan, packs = store(shard(dsk, "total", parallelism=16))
+    assert len(packs) + 1 <= 60
+    assert plan.tasks == 100_001
+    assert run(plan, packs) == -sum(range(100_000))
+
+
+# ---------------------------------------------------------------------------- constants
+
+
+def second(_: Any, y: Any) -> Any:
+    return y
+
+
+CONSTANTS = {
+    "array": np.arange(200_000),
+    "frame": pd.DataFrame({"a": np.arange(100_000), "b": ["text"] * 100_000}),
+    "objects": pd.DataFrame({"a": [str(i) for i in range(50_000)]}, dtype=object),
+    "bytes": np.random.default_rng(0).bytes(1_000_000),
+    "list": list(range(500_000)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::burst_dask.graph.LargeConstantWarning")
+@pytest.mark.parametrize("kind", CONSTANTS)
+def test_a_constant_of_many_tasks_is_stored_once(kind: str) -> None:
+    value = CONSTANTS[kind]
+    alone = sum(map(len, store(shard({"x": Task("x", second, 0, value)}, ["x"]))[1]))
+    dsk = {("x", i): Task(("x", i), second, i, value) for i in range(40)}
+    plan, packs = store(shard(dsk, list(dsk), parallelism=4))
+    assert len(plan.shards) > 4
+    assert sum(map(len, packs)) < alone + 60_000
+    for result in run(plan, packs):
+        assert type(result) is type(value)
+        assert np.array_equal(np.asarray(result), np.asarray(value))
+
+
+def test_equal_arrays_are_stored_once_and_stay_writeable() -> None:
+    dsk = {("x", i): Task(("x", i), second, i, np.ones(100_000)) for i in range(8)}
+    plan, packs = store(shard(dsk, list(dsk), parallelism=8))
+    assert sum(map(len, packs)) < 900_000
+    for result in run(plan, packs):
+        result[0] = 5
+
+
+def test_a_large_constant_is_warned_of_by_name() -> None:
+    dsk = {"small": Task("small", len, np.ones(10)), "big": Task("big", len, np.ones(2_000_000))}
+    with pytest.warns(LargeConstantWarning, match=r"task 'big' holds a constant of 16.0 MB"):
+        shard(dsk, ["small", "big"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shard(dsk, ["small", "big"], large=20_000_000)
+
+
+def test_packs_are_made_one_at_a_time() -> None:
+    """Nothing of a pack is held when the next is asked for, and each is of a good size."""
+    made: list[int] = []
+
+    class Chunk:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __reduce__(self) -> Any:
+            made.append(self.number)
+            return bytearray, (np.random.default_rng(self.number).bytes(3 << 20),)
+
+    dsk = {("x", i): DataNode(("x", i), Chunk(i)) for i in range(12)}
+    sizes = []
+    for number, body in shard(dsk, list(dsk), parallelism=12).packs():
+        sizes.append(sum(map(len, body)))
+        assert len(made) <= 3 * (number + 1)
+    assert made == list(dict.fromkeys(made))
+    assert max(sizes) <= 16 << 20
+    assert len(sizes) == 4
