@@ -18,7 +18,7 @@ from burst_dask import Session
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId
 from burst_dask.protocol.records import Ended, decode
-from burst_dask.store import Store, cost_of, open_store, requests_of
+from burst_dask.store import Store, cost_of, open_store
 
 
 def nap(i: int) -> int:
@@ -46,15 +46,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         session = Session(arguments.store or directory, workers=arguments.workers, progress=False)
         try:
-            before = Counter(requests_of(session.store))
+            before = Counter(session.requests)
             dsk = {("nap", i): (nap, i) for i in range(arguments.tasks)}
             begin = time.perf_counter()
             results = session.get(dsk, list(dsk))
             took = time.perf_counter() - begin
             assert list(results) == list(range(arguments.tasks))
-            client = Counter(requests_of(session.store)) - before
-            session.fleet.stop()
-            workers = asyncio.run(worker_requests(open_store(session.store.url), session.id))
+            client = Counter(session.requests) - before
+            session.scale(0)
+            workers = asyncio.run(worker_requests(open_store(session.store), SessionId(session.id)))
             assert len(workers) == arguments.workers, "a worker did not tell what it did"
             print(f"{took:.1f} s; client {dict(client)}")
             for one in workers:

@@ -74,6 +74,10 @@ class Entropy:
         """Return one of `items`."""
         return self._random.choice(items)
 
+    def sample(self, items: Sequence[T], count: int) -> list[T]:
+        """Return `count` of `items`, or all of them, in random order."""
+        return self._random.sample(items, min(count, len(items)))
+
 
 def thread_time() -> float:
     """Return a monotonic reading for timing code inside one executor thread, in seconds."""

@@ -47,7 +47,7 @@ class _Table:
 
         text = StringIO()
         Console(file=text, width=110).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in self.rows())
@@ -81,13 +81,13 @@ class RunStatus(_Table):
     >>> print(status)
     Run k3w9x2mq.7gfh2y
     <BLANKLINE>
-      state      running
-      tasks      200
-      done       50 (25.0 %)
-      failed     0
-      pending    150, of which 8 run or are next
-      workers    4 alive, oldest heartbeat 1 s ago
-      elapsed    4 s
+      state     running
+      tasks     200
+      done      50 (25.0 %)
+      failed    0
+      pending   150, of which 8 run or are next
+      workers   4 alive, oldest heartbeat 1 s ago
+      elapsed   4 s
     """
 
     id: str

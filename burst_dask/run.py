@@ -39,10 +39,10 @@ from burst_dask.report import RunStatus, WorkersStatus
 from burst_dask.serialize import load_failure, loads
 from burst_dask.submission import numbers, unpack
 
-#: Longest pause between two looks: what the wait may add to a long run. Seconds.
-LOOK_MAX = 1.0
 #: Seconds between surveys for a progress bar; each costs as much as a dozen looks or more.
 SURVEY_EVERY = 2.5
+#: A failed output is noticed within so many seconds, or in three times the time it took to fail.
+FAILED_WITHIN = 10.0
 #: Bytes of results that are fetched together and decoded before the next are.
 COLLECT_BYTES = 64 << 20
 
@@ -68,8 +68,7 @@ class _Watch:
         for output in sorted(set(outputs)):
             self.pending.setdefault(view.plan.locate(output)[0], []).append(output)
         self.failed: TaskOutcome | None = None
-        self._turn = 0
-        self._surveyed = -SURVEY_EVERY
+        self._surveyed = 0.0
         self._followed = 0.0
 
     async def wait(self, *, to_first_failure: bool, update: report.Update | None, known: bool) -> None:
@@ -87,14 +86,15 @@ class _Watch:
             await self._survey()
         while self.pending and not (to_first_failure and self.failed):
             waited = clock.monotonic() - started
-            await clock.sleep(policy.patience(waited, link.settings.wait_poll_min, LOOK_MAX))
+            await clock.sleep(policy.patience(waited, link.settings.wait_poll_min, link.settings.wait_poll_max))
             try:
                 if await self._look(waited):
                     guard.news()
                 await guard.check()
-                if update is not None and waited - self._surveyed >= SURVEY_EVERY:
+                if self._survey_due(waited, shown=update is not None):
                     self._surveyed = waited
                     await self._survey()
+                if update is not None:
                     totals = self._view.totals()
                     update(totals.done, totals.failed, totals.total)
                 await self._follow(waited)
@@ -107,9 +107,10 @@ class _Watch:
     async def _look(self, waited: float) -> bool:
         """Look into the log of one shard that holds pending outputs; tell whether there was news."""
         view = self._view
-        number = list(self.pending)[self._turn % len(self.pending)]
-        self._turn += 1
-        shard = view.owner(self.pending[number][0])[0].id
+        # The last one: shards are claimed in order, so when it is complete most are, and few looks found
+        # something that did not end the wait.
+        number = max(self.pending)
+        shard = view.owner(self.pending[number][-1])[0].id
         if not await view.poll(shard):
             return False
         self._advance([number])
@@ -118,6 +119,12 @@ class _Watch:
             self._surveyed = waited
             await self._survey()
         return True
+
+    def _survey_due(self, waited: float, *, shown: bool) -> bool:
+        """Tell whether to look at all shards: for a progress bar, and for outputs that failed elsewhere."""
+        if shown:
+            return waited - self._surveyed >= SURVEY_EVERY
+        return len(self.pending) > 1 and waited >= max(FAILED_WITHIN, 3 * self._surveyed)
 
     async def _survey(self) -> None:
         await self._view.survey()
@@ -140,7 +147,7 @@ class _Watch:
 
     async def _follow(self, waited: float) -> None:
         """Look into the session log now and then: somebody may have cancelled the run."""
-        if waited - self._followed < policy.patience(waited, 2.0, 30.0):
+        if waited - self._followed < policy.patience(waited, 5.0, 30.0):
             return
         self._followed = waited
         await self._link.follow()

@@ -193,13 +193,26 @@ class RunView:
                 shard = keys.shard_of_entry(meta.key)
                 self._listed[shard] = max(self._listed.get(shard, 0), keys.entry_number(meta.key))
 
-    async def survey(self) -> None:
-        """Bring the whole view up to date: a listing, then the newest entry of what changed."""
+    async def survey(self, choose: Callable[[list[ShardId]], list[ShardId]] | None = None) -> None:
+        """Bring the view up to date: a listing, then the newest entry of each shard that changed.
+
+        Parameters
+        ----------
+        choose
+            Picks those of the changed shards that are read; None reads all.
+        """
         await self.list_entries()
         behind = [shard for shard, newest in self._listed.items() if self._next(shard) <= newest]
+        if choose is not None:
+            behind = [shard for shard in choose(behind) if self._parent_known(shard)]
         # Parents first, because a child's beginning is known through its parent.
         for depth in sorted({shard.count("-") for shard in behind}):
             await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth])
+
+    def _parent_known(self, shard: ShardId) -> bool:
+        parent, dash, _ = shard.rpartition("-")
+        known = self.shards.get(ShardId(parent))
+        return not dash or (known is not None and shard in known.index.children)
 
     def _next(self, shard: ShardId) -> int:
         known = self.shards.get(shard)

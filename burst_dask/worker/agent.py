@@ -246,6 +246,8 @@ class Agent:
             done = await context.executor.run([_call(holding, p) for p in batch], holding.values, BATCH_SECONDS)
         finally:
             context.load.end(running)
+            if self._find_after == float("inf"):
+                self._find_after = 0.0
         for ran in done:
             context.durations.end(table.kinds[ran.position], ran.seconds)
             holding.finish(ran)
@@ -262,16 +264,20 @@ class Agent:
         try:
             if len(self.tenders) >= HELD_AT_ONCE:
                 self._release_a_blocked_one()
-            found = await self.finder.find(self.session)
+            idle = context.load.free > 0
+            found = await self.finder.find(self.session, idle)
         finally:
             self._finding = False
         if found is not None:
             self._find_attempt, self._find_after = 0, 0.0
             self._tend(found)
-        else:
+        elif idle:
             pause = policy.backoff(self._find_attempt, settings.idle_poll_min, settings.idle_poll_max)
             self._find_after = context.clock.monotonic() + pause * context.entropy.uniform(0.8, 1.2)
             self._find_attempt += 1
+        else:
+            # Search in earnest when a thread has nothing to do, unless that is so by now.
+            self._find_after = 0.0 if context.load.free else float("inf")
         context.wake.set()
 
     def _release_a_blocked_one(self) -> None:

@@ -18,6 +18,7 @@ from burst_dask import serialize
 from burst_dask.clock import thread_time
 from burst_dask.errors import UnstorableResult
 from burst_dask.protocol import policy
+from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.records import ShardRecord
 from burst_dask.worker.holding import Ran
@@ -105,7 +106,8 @@ def open_table(record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
         dependencies=record.dependencies,
         dependents=dependents,
         foreign_keys=pickle.loads(record.foreign_keys),  # noqa: S301
-        wanted=record.wanted,
+        outputs=record.outputs,
+        consumed=Bitmap.of(record.dependents),
         retries={position: int(note["retries"]) for position, note in notes.items() if "retries" in note},
         priority={position: int(note["priority"]) for position, note in notes.items() if "priority" in note},
         resources={position: note["resources"] for position, note in notes.items() if note.get("resources")},

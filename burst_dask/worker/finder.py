@@ -6,6 +6,7 @@ Each way ends in one conditional append, so a lost race costs a request and noth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from burst_dask.journal import log
@@ -21,6 +22,8 @@ from burst_dask.worker.table import TaskTable
 
 #: Lost races for untouched shards before looking at everything.
 CLAIM_TRIES = 4
+#: Changed shards read in one search; the others have their turn in the next.
+READ_AT_ONCE = 8
 #: A shard released for this reason waits for others: it is claimed again when those are complete.
 BLOCKED = "nothing ready"
 
@@ -58,9 +61,14 @@ class Finder:
         #: shards that this worker cannot run: it lacks a resource that every task left needs
         self.unfit: set[tuple[RunId, ShardId]] = set()
         self.workers = 1
+        self._judged = -float("inf")
 
-    async def find(self, session: SessionState) -> Found | None:
-        """Return a shard of the most urgent run that has one, or None."""
+    async def find(self, session: SessionState, idle: bool) -> Found | None:
+        """Return a shard of the most urgent run that has one, or None.
+
+        Unless the worker is `idle`, only untouched shards are looked for: there is time yet for
+        the requests that all else takes.
+        """
         if session.workers:
             self.workers = max(self.workers, session.workers)
         for run in session.live_runs:
@@ -69,7 +77,7 @@ class Finder:
             view = await self.context.view(run)
             if view is None:
                 continue
-            shard = await self._find_in(view)
+            shard = await self._find_in(view, idle)
             if shard is not None:
                 number = keys.root_number(shard.id)
                 return Found(view, shard, await self.context.table(view, number))
@@ -81,11 +89,11 @@ class Finder:
         totals = view.totals()
         return totals.pending == 0
 
-    async def _find_in(self, view: RunView) -> Shard | None:
+    async def _find_in(self, view: RunView, idle: bool) -> Shard | None:
         shard = await self._claim_untouched(view)
-        if shard is not None:
+        if shard is not None or not idle:
             return shard
-        await self.context.insist(view.survey)
+        await self.context.insist(partial(view.survey, self._some))
         if self._all_complete(view):
             return None
         return (
@@ -94,6 +102,10 @@ class Finder:
             or await self._take_over(view)
             or await self._split(view)
         )
+
+    def _some(self, shards: list[ShardId]) -> list[ShardId]:
+        """Pick the shards to read in one search, so that a thousand idle workers do not read all of a thousand."""
+        return self.context.entropy.sample(shards, READ_AT_ONCE)
 
     # ------------------------------------------------------------------ claim
 
@@ -186,6 +198,10 @@ class Finder:
         held = [s for s in view.shards.values() if s.phase is Phase.HELD and s.index.holder != self.context.worker]
         if not held:
             return None
+        now = self.context.clock.monotonic()
+        if now - self._judged < self.context.settings.heartbeat:
+            return None  # nothing has had the time to die since
+        self._judged = now
         liveness = await self.context.insist(self.liveness)
         self.workers = max(len(liveness.alive), 1)
         for shard in held:

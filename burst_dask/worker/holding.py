@@ -119,11 +119,13 @@ class Holding:
         self.finished = Finished()
         #: global number -> how many positions to run still need its value
         self.uses: Counter[int] = Counter()
-        #: positions whose results somebody outside the shard needs
+        #: positions whose results tasks of other shards wait for …
+        self.consumed: Bitmap = EMPTY
+        #: … and all whose results somebody outside the shard needs, the client too
         self.wanted: Bitmap = EMPTY
-        #: bytes of uncommitted results, and whether anybody outside the shard needs one
+        #: bytes of uncommitted results, and whether tasks of other shards wait for one
         self.finished_size = 0
-        self.finished_wanted = False
+        self.finished_consumed = False
         self._plan_todo()
 
     # ------------------------------------------------------------------ beginning
@@ -139,7 +141,7 @@ class Holding:
                     self.todo.add(position)
                     self.revived.add(position)
                     stack.append(position)
-        self.wanted = self._find_wanted()
+        self._find_wanted()
         for position in self.todo:
             self.uses.update(table.dependencies[position])
         for position in sorted(self.todo):
@@ -150,13 +152,13 @@ class Holding:
         outcomes = self.shard.index.outcomes
         return position in self.shard.index.tasks and position in outcomes.done and position not in outcomes.stored
 
-    def _find_wanted(self) -> Bitmap:
-        tasks = self.shard.index.tasks
-        wanted = self.table.wanted & tasks
-        if len(tasks) == self.table.count:
-            return wanted
-        # Part of the plan's shard lies in another one: what crosses the cut is needed outside.
-        return wanted | Bitmap.of(p for p in tasks if any(d not in tasks for d in self.table.dependents[p]))
+    def _find_wanted(self) -> None:
+        tasks, table = self.shard.index.tasks, self.table
+        self.consumed = table.consumed & tasks
+        if len(tasks) < table.count:
+            # Part of the plan's shard lies in another one: what crosses the cut is needed outside.
+            self.consumed |= Bitmap.of(p for p in tasks if any(d not in tasks for d in table.dependents[p]))
+        self.wanted = self.consumed | (table.outputs & tasks)
 
     def _connect(self, position: int) -> None:
         """Count what a task waits for; it may turn out ready, or failed upstream."""
@@ -245,7 +247,7 @@ class Holding:
                     self.waiting[self.table.first + position].append(dependent)
                     self.unmet_foreign[dependent] += 1
         if gone:
-            self.wanted = self._find_wanted()
+            self._find_wanted()
         for position in covered & Bitmap.of(self.todo):
             self._forget(position)
             self.finished.ran.pop(position, None)
@@ -261,7 +263,7 @@ class Holding:
     def collect(self) -> Finished:
         """Return what has finished, which from now on is being committed."""
         finished, self.finished = self.finished, Finished()
-        self.finished_size, self.finished_wanted = 0, False
+        self.finished_size, self.finished_consumed = 0, False
         return finished
 
     # ------------------------------------------------------------------ how tasks move
@@ -295,7 +297,7 @@ class Holding:
         if position not in self.revived:
             self.finished.ran[position] = ran
             self.finished_size += sum(memoryview(part).nbytes for part in ran.body or ())
-            self.finished_wanted |= position in self.wanted
+            self.finished_consumed |= position in self.consumed
         if not ran.failed:
             if self.uses.get(number):
                 self.values.put(number, ran.value, ran.size)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from burst_dask.config import Settings
 from burst_dask.protocol.bitmap import Bitmap
-from burst_dask.protocol.frames import BLOB_OVERHEAD, Buffer, seal
+from burst_dask.protocol.frames import Buffer, seal
 from burst_dask.protocol.records import Location, Outcomes
 from burst_dask.protocol.shard import Shard
 from burst_dask.worker.holding import Finished
@@ -17,27 +18,56 @@ class Outgoing:
     """Finished tasks, with their results laid out in one entry and at most one segment."""
 
     finished: Finished
-    inline: list[Buffer] = field(default_factory=list)
+    #: position -> small result that rides in the entry, as a sealed blob
+    inline: dict[int, bytes] = field(default_factory=dict)
+    #: those of them that rode in the entry before, too
+    carried: frozenset[int] = frozenset()
+    #: large results, one after another
     segment: list[Buffer] = field(default_factory=list)
-    #: position -> (whether in the segment, start, end)
+    #: position -> whether in the segment, start, end
     places: dict[int, tuple[bool, int, int]] = field(default_factory=dict)
     #: name of the segment, once it is written
     segment_name: str = ""
 
     @classmethod
-    def of(cls, finished: Finished, settings: Settings) -> Outgoing:
-        """Lay out the stored results of `finished`."""
+    def of(cls, finished: Finished, carried: Mapping[int, bytes], settings: Settings) -> Outgoing:
+        """Lay out the stored results of `finished`.
+
+        Parameters
+        ----------
+        carried
+            Small results of the entry before. While all of them fit, they ride in this entry
+            too: so the newest entry has them all, and who collects them reads one object.
+        """
         outgoing = cls(finished)
-        sizes = {False: 0, True: 0}
+        small: dict[int, bytes] = {}
+        end = small_size = 0
         for position, ran in finished.ran.items():
             if ran.body is None:
                 continue
-            size = BLOB_OVERHEAD + sum(memoryview(part).nbytes for part in ran.body)
-            large = size > settings.inline_result or sizes[False] + size > settings.inline_entry
-            (outgoing.segment if large else outgoing.inline).extend(seal(ran.body))
-            outgoing.places[position] = (large, sizes[large], sizes[large] + size)
-            sizes[large] += size
+            blob = seal(ran.body)
+            size = sum(memoryview(part).nbytes for part in blob)
+            if size <= settings.inline_result and small_size + size <= settings.inline_entry:
+                small[position] = b"".join(blob)
+                small_size += size
+            else:
+                outgoing.segment.extend(blob)
+                outgoing.places[position] = (True, end, end + size)
+                end += size
+        if sum(map(len, carried.values())) + small_size <= settings.inline_entry:
+            outgoing.carried = frozenset(carried)
+            small = {**carried, **small}
+        outgoing.inline = small
+        end = 0
+        for position, data in outgoing.inline.items():
+            outgoing.places[position] = (False, end, end + len(data))
+            end += len(data)
         return outgoing
+
+    @property
+    def blobs(self) -> list[bytes]:
+        """What follows the entry."""
+        return list(self.inline.values())
 
     def outcomes(self, shard: Shard) -> tuple[Outcomes, tuple[str, ...]]:
         """Return the outcomes, and the names of the objects they add, for `shard`'s next entry.
@@ -61,7 +91,9 @@ class Outgoing:
             done=Bitmap.of(p for p, one in ran.items() if not one.failed),
             failed=failed,
             stored={
-                p: Location(numbers[large], start, end) for p, (large, start, end) in self.places.items() if p in ran
+                p: Location(numbers[large], start, end)
+                for p, (large, start, end) in self.places.items()
+                if p in ran or p in self.carried
             },
             upstream=upstream,
             seconds=sum(one.seconds for one in ran.values()),

@@ -24,8 +24,10 @@ class TaskTable:
     dependents: list[list[int]]
     #: global number -> Dask key, of dependencies outside the plan shard
     foreign_keys: dict[int, Any]
-    #: positions whose results other plan shards or the client need
-    wanted: Bitmap = EMPTY
+    #: positions whose results were asked for …
+    outputs: Bitmap = EMPTY
+    #: … or that tasks of other plan shards depend on
+    consumed: Bitmap = EMPTY
     #: position -> allowed automatic retries
     retries: dict[int, int] = field(default_factory=dict)
     #: position -> priority; higher runs first

@@ -49,6 +49,8 @@ class Tender:
         #: why to let the shard go; None while there is no reason to
         self.letting_go: str | None = None
         self._last_entry = context.clock.monotonic()
+        #: small results of this holder's last entry, carried on into the next
+        self._carried: dict[int, bytes] = {}
 
     def stir(self) -> None:
         """Look again at what is due."""
@@ -123,7 +125,7 @@ class Tender:
             excess = bool(does - should - holding.finished_positions)
         facts = policy.CommitFacts(
             finished=len(holding.finished),
-            wanted=holding.finished_wanted,
+            wanted=holding.finished_consumed,
             size=holding.finished_size,
             since=since,
             ahead=ahead,
@@ -144,7 +146,7 @@ class Tender:
     async def _commit(self, release: str | None = None) -> bool:
         """Append what has finished; tell whether the shard is still held."""
         holding, context = self.holding, self.context
-        outgoing = Outgoing.of(holding.collect(), context.settings)
+        outgoing = Outgoing.of(holding.collect(), self._carried, context.settings)
         if outgoing.segment:
             name = outgoing.segment_name = f"{holding.shard.next:05d}-{context.entropy.token()}"
             key = keys.segment(self.view.run, holding.shard.id, name)
@@ -164,13 +166,13 @@ class Tender:
     async def _append(self, action: Callable[[Shard], Action], outgoing: Outgoing) -> bool:
         holding, context = self.holding, self.context
         while True:
-            attempt = log.prepare(holding.shard, context.author, action(holding.shard), outgoing.inline)
+            attempt = log.prepare(holding.shard, context.author, action(holding.shard), outgoing.blobs)
             after = await context.insist(partial(log.append, context.store, self.view.run, attempt))
             if after is not None:
                 self._last_entry = context.clock.monotonic()
                 self.view.learn(after)
-                if outgoing.inline:
-                    self.view.keep_inline(after.id, attempt.entry.number, memoryview(b"".join(outgoing.inline)))
+                self._carried = outgoing.inline
+                self.view.keep_inline(after.id, attempt.entry.number, memoryview(b"".join(outgoing.blobs)))
                 holding.committed(after)
                 self._tell()
                 return True

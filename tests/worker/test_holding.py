@@ -38,7 +38,7 @@ def make_table(
         dependencies=tuple(map(tuple, dependencies)),
         dependents=dependents,
         foreign_keys={},
-        wanted=Bitmap.of(wanted or []),
+        outputs=Bitmap.of(wanted or []),
         kinds=["k"] * len(dependencies),
         **more,
     )
