@@ -37,13 +37,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: how often a busy worker looks into the session log, for cancellations and closing
     session_poll: float = 10.0
     #: a commit takes everything that finished within this time: at 40 ms a PUT about 1 % of it
-    commit_interval: float = 4.0
+    commit_interval: float = 5.0
     #: the same when another shard depends on what finished
     commit_interval_wanted: float = 1.0
     #: seconds of work that a holder reserves ahead; the rest of its shard can be split off
     reserve_ahead: float = 5.0
     #: splitting moves work that takes at least this long: two PUTs must pay
-    split_from: float = 0.5
+    split_from: float = 1.0
     #: results up to this many bytes each ride in the entry itself …
     inline_result: int = 16_384
     #: … up to this many bytes an entry

@@ -175,8 +175,14 @@ class RunView:
         if known is None or known.next < shard.next:
             self.shards[shard.id] = shard
 
-    async def poll(self, shard: ShardId) -> bool:
-        """Read on from the newest known entry of a shard; tell whether there was news."""
+    async def poll(self, shard: ShardId, *, once: bool = False) -> bool:
+        """Read on from the newest known entry of a shard; tell whether there was news.
+
+        Parameters
+        ----------
+        once
+            Read one entry, which is known to be there, and do not look for more.
+        """
         news = False
         number = max(self.shard(shard).next, self._listed.get(shard, 0))
         while (found := await log.read(self.store, self.run, shard, number)) is not None:
@@ -184,6 +190,8 @@ class RunView:
             self.learn(Shard.at(shard, entry))
             self.keep_inline(shard, number, blobs)
             number, news = number + 1, True
+            if once:
+                break
         return news
 
     async def list_entries(self) -> None:

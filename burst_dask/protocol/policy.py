@@ -21,6 +21,8 @@ STORE_LATENCY = 0.04
 #: A holder commits, to reserve more, when less than this many seconds of reserved work is left:
 #: several PUTs, so that threads seldom wait for one.
 RESERVE_LOW_WATER = 0.25
+#: What is no more than this many times the usual portion is not cut in two.
+NEARLY = 1.5
 #: Finished results of this many bytes are committed without waiting for more.
 COMMIT_BYTES = 32 << 20
 
@@ -37,13 +39,13 @@ def backoff(attempt: int, low: float, high: float, factor: float = 2.0) -> float
 def patience(waited: float, low: float, high: float) -> float:
     """Return the seconds to wait before the next look for something already waited for so long.
 
-    A tenth of the time waited: the look comes at most 10 % late, and the number of looks grows
-    with the logarithm of the time, not with the time.
+    An eighth of the time waited: the look comes at most that much late, and the number of looks
+    grows with the logarithm of the time, not with the time.
 
-    >>> patience(0.1, 0.05, 2), patience(10, 0.05, 2), patience(100, 0.05, 2)
+    >>> patience(0.1, 0.05, 2), patience(8, 0.05, 2), patience(100, 0.05, 2)
     (0.05, 1.0, 2)
     """
-    return min(high, max(low, waited / 10))
+    return min(high, max(low, waited / 8))
 
 
 def attached_poll(low: float, high: float, workers: int) -> float:
@@ -93,8 +95,10 @@ class CommitFacts(NamedTuple):
     size: int
     #: seconds since the last entry
     since: float
-    #: estimated seconds of reserved work that has not begun, per thread
+    #: estimated seconds of reserved work that has not begun
     ahead: float
+    #: estimated seconds until nothing more can run without news
+    left: float
     #: whether there is work that could be reserved
     reservable: bool
     #: whether more is reserved than it should be, tasks being longer than they seemed
@@ -111,15 +115,19 @@ def commit_in(facts: CommitFacts, interval: float, interval_wanted: float, ahead
     interval, interval_wanted, ahead
         `Settings.commit_interval`, `Settings.commit_interval_wanted` and `Settings.reserve_ahead`.
     """
-    if facts.reservable and facts.ahead < RESERVE_LOW_WATER:
-        return 0.0
-    if facts.excess and facts.since >= ahead:
+    starving = facts.reservable and facts.ahead < RESERVE_LOW_WATER
+    hoarding = facts.excess and facts.since >= ahead
+    if starving or hoarding:
         return 0.0
     if not facts.finished:
         return None
     if not facts.active or facts.size >= COMMIT_BYTES:
         return 0.0
-    return max(0.0, (interval_wanted if facts.wanted else interval) - facts.since)
+    if facts.wanted:
+        return max(0.0, interval_wanted - facts.since)
+    if facts.since + facts.left <= NEARLY * interval:
+        return facts.left or None  # the end is near, and commits anyway
+    return max(0.0, interval - facts.since)
 
 
 def reserve(
@@ -142,8 +150,10 @@ def reserve(
         How often workers died under a task: suspects run after all others, and the strongly
         suspected alone, so that the next death names the culprit (rule 10).
     """
+    spare = (NEARLY - 1) * room
     room -= sum(map(seconds, running))
     chosen: list[int] = []
+    extra: list[int] = []
     suspects: list[int] = []
     for task in candidates:
         if task in running:
@@ -151,10 +161,13 @@ def reserve(
         if strikes.get(task):
             suspects.append(task)
             continue
-        if room <= 0 and len(chosen) + len(running) >= threads:
+        full = room <= 0 and len(chosen) + len(running) >= threads
+        if full and room + spare <= 0:
+            extra.clear()
             break
         room -= seconds(task)
-        chosen.append(task)
+        (extra if full else chosen).append(task)
+    chosen += extra  # what little would be left is not worth another entry
     if not chosen and not running and suspects:
         suspects.sort(key=lambda task: strikes[task])
         alone = strikes[suspects[0]] >= SUSPECT_IN_COMPANY

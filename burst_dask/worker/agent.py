@@ -145,13 +145,15 @@ class Agent:
     # ------------------------------------------------------------------ the session log
 
     async def _follow(self) -> None:
-        """Look for news in the session log: quickly while idle and a client waits, else seldom."""
+        """Look for news in the session log: quickly when all is done and a client is there, else seldom."""
         context, settings = self.context, self.context.settings
         attempt = 0
         while not context.stopping:
             now = context.clock.monotonic()
             if self.tenders:
                 pause, attempt = settings.session_poll, 0
+            elif self._runs_go_on():
+                pause, attempt = settings.idle_poll_min, 0  # whoever waits, waits for these
             elif now - self._attached_at < settings.attached_for:
                 low, high = settings.wait_poll_min, settings.wait_poll_max
                 pause, attempt = policy.attached_poll(low, high, self.finder.workers), 0
@@ -161,6 +163,10 @@ class Agent:
             await wait_for(self._session_news, pause * context.entropy.uniform(0.8, 1.2))
             if await self._read_session():
                 attempt = 0
+
+    def _runs_go_on(self) -> bool:
+        """Tell whether a run may have work left, of which this worker has none."""
+        return any(run not in self.finder.complete for run in self.session.live_runs)
 
     async def _read_session(self) -> bool:
         context = self.context

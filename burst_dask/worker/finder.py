@@ -22,8 +22,8 @@ from burst_dask.worker.table import TaskTable
 
 #: Lost races for untouched shards before looking at everything.
 CLAIM_TRIES = 4
-#: Changed shards read in one search; the others have their turn in the next.
-READ_AT_ONCE = 8
+#: Changed shards that a search reads at least; with many workers the others have their turn later.
+READ_AT_ONCE = 4
 #: A shard released for this reason waits for others: it is claimed again when those are complete.
 BLOCKED = "nothing ready"
 
@@ -105,7 +105,7 @@ class Finder:
 
     def _some(self, shards: list[ShardId]) -> list[ShardId]:
         """Pick the shards to read in one search, so that a thousand idle workers do not read all of a thousand."""
-        return self.context.entropy.sample(shards, READ_AT_ONCE)
+        return self.context.entropy.sample(shards, max(READ_AT_ONCE, 2 * len(shards) // self.workers))
 
     # ------------------------------------------------------------------ claim
 
@@ -163,7 +163,9 @@ class Finder:
         context = self.context
         threads = context.executor.threads
         count = threads * context.settings.reserve_ahead / max(context.durations.typical(), 1e-6)
-        return tasks.first(max(threads, int(min(count, len(tasks)))))
+        if count * policy.NEARLY >= len(tasks):
+            return tasks
+        return tasks.first(max(threads, int(count)))
 
     def _all(self, view: RunView) -> Iterable[Shard]:
         """Return the known shards and their unclaimed children."""
@@ -267,7 +269,7 @@ class Finder:
         attempt = log.prepare(shard, context.author, action)
         after = await context.insist(lambda: log.append(context.store, view.run, attempt))
         if after is None:
-            await context.insist(lambda: view.poll(shard.id))
+            await context.insist(partial(view.poll, shard.id, once=True))
             return None
         view.learn(after)
         return after

@@ -464,6 +464,10 @@ class Holding:
         reserved = self.shard.index.reserved
         return sum(self.guess(p) for p in self.candidates() if p in reserved and p not in self.running)
 
+    def left(self) -> float:
+        """Return the probable seconds of work here that needs no news, running tasks included in full."""
+        return sum(self.guess(p) for p in self.candidates())
+
     def remaining(self) -> float:
         """Return roughly how many seconds of work that can run now are left here."""
         queued = len(self.ready) + len(self.loadable) + len(self.loading) + len(self.parked)

@@ -129,6 +129,7 @@ class Tender:
             size=holding.finished_size,
             since=since,
             ahead=ahead,
+            left=holding.left() / self.context.executor.threads,
             reservable=reservable,
             excess=excess,
             active=holding.active,
@@ -176,7 +177,7 @@ class Tender:
                 holding.committed(after)
                 self._tell()
                 return True
-            await context.insist(lambda: self.view.poll(holding.shard.id))
+            await context.insist(partial(self.view.poll, holding.shard.id, once=True))
             newest = self.view.shard(holding.shard.id)
             if newest.index.holder != context.worker or newest.phase is Phase.COMPLETE:
                 logger.info("shard %s of %s is no longer held", newest.id, self.view.run)
