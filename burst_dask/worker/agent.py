@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from burst_dask.errors import StoreError
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys, policy
@@ -25,7 +26,7 @@ from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Open, encode
 from burst_dask.protocol.session import SessionState
 from burst_dask.store import requests_of
-from burst_dask.worker.context import Context, wait_for
+from burst_dask.worker.context import Context, logger, wait_for
 from burst_dask.worker.execution import Call
 from burst_dask.worker.finder import BLOCKED, Finder, Found
 from burst_dask.worker.holding import Holding
@@ -116,7 +117,10 @@ class Agent:
             wrote=context.clock.wall(),
             requests=requests_of(context.store),
         )
-        await context.store.create(keys.ended(context.session, context.worker), encode(record))
+        try:
+            await context.store.create(keys.ended(context.session, context.worker), encode(record))
+        except StoreError as error:  # others learn it by the lease
+            logger.warning("could not record the end: %s", error)
 
     def beat(self) -> Beat:
         """Return the heartbeat to write now."""

@@ -83,6 +83,7 @@ class Finder:
                 return Found(view, shard, await self.context.table(view, number))
             if self._all_complete(view):
                 self.complete.add(run)
+                self.context.views.pop(run, None)
         return None
 
     def _all_complete(self, view: RunView) -> bool:

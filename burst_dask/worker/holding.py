@@ -211,9 +211,9 @@ class Holding:
             if position in self.todo:
                 self._enable(position)
 
-    def unloadable(self, position: int, ran: Ran) -> None:
-        """Record that an input of a task cannot be read: its outcome is that error."""
-        self.loading.discard(position)
+    def give_up(self, ran: Ran) -> None:
+        """Record an outcome without another try: an input cannot be read, or workers die of the task."""
+        self.loading.discard(ran.position)
         self._end(ran)
 
     def finish(self, ran: Ran) -> None:

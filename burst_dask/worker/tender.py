@@ -85,7 +85,7 @@ class Tender:
                     "or crash in native code?"
                 )
                 body = serialize.dump_failure(error, key=key, worker=self.context.worker, attempts=strikes)
-                holding.finish(Ran(position, body=body, failed=True))
+                holding.give_up(Ran(position, body=body, failed=True))
 
     # ------------------------------------------------------------------ commit
 
@@ -205,7 +205,7 @@ class Tender:
                     positions.remove(position)
                     key = holding.table.keys[position]
                     body = serialize.dump_failure(errors[bad], key=key, worker=context.worker, attempts=1)
-                    holding.unloadable(position, Ran(position, body=body, failed=True))
+                    holding.give_up(Ran(position, body=body, failed=True))
             holding.loaded(positions, loaded)
             self.changed.set()
             context.wake.set()

@@ -15,10 +15,13 @@ from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import AddRun, Entry, Manifest, Open, Place, Plan, ShardInfo, ShardRecord, encode
+from burst_dask.protocol.records import AddRun, Beat, Entry, Manifest, Open, Place, Plan, ShardInfo, ShardRecord, encode
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.shard import Shard, fold
 from burst_dask.store import Store, open_store
+from burst_dask.worker.context import Context
+from burst_dask.worker.execution import ThreadExecutor
+from burst_dask.worker.memory import Memory
 from burst_dask.worker.process import own_versions, run_agent
 
 #: Quick enough for tests, with nothing left to chance: no assertion depends on these.
@@ -139,6 +142,23 @@ class Stage:
         view = await RunView.open(self.store, run)
         assert view is not None
         return view
+
+    def context(self, name: str = "me", threads: int = 1) -> Context:
+        """What the parts of an agent share, to play one of them alone."""
+        return Context(
+            store=self.store,
+            session=self.session,
+            worker=WorkerId(name),
+            settings=self.settings,
+            clock=self.clock,
+            entropy=self.entropy,
+            executor=ThreadExecutor(threads, name),
+            memory=Memory(),
+        )
+
+    async def beat(self, name: str) -> None:
+        record = Beat(worker=WorkerId(name), host="h", pid=1, threads=1, started=0.0)
+        await self.store.put(keys.beat(self.session, WorkerId(name)), encode(record))
 
     def start(self, name: str = "w", **more: Any) -> None:
         self.stops[name] = asyncio.Event()

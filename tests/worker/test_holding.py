@@ -267,7 +267,7 @@ def test_inputs_that_cannot_be_read_are_the_tasks_error() -> None:
     world.known[7] = TaskOutcome(True, None, world.shard, Location(0, 0, 1))
     holding = world.hold()
     positions, _ = holding.to_load(1, lambda number: 1)
-    holding.unloadable(positions[0], Ran(0, failed=True))
+    holding.give_up(Ran(positions[0], failed=True))
     assert holding.finished.ran[0].failed
     assert holding.finished.upstream == {100: {1}}
 
