@@ -265,6 +265,8 @@ class Agent:
             context.durations.end(table.kinds[position], None)
             holding.give_back(position)
         tender.stir()
+        for other in self.tenders.values():
+            other.changed.set()  # a thread is free, for which they may reserve
         context.wake.set()
 
     # ------------------------------------------------------------------ shards
@@ -278,6 +280,8 @@ class Agent:
             found = await self.finder.find(self.session, idle)
         finally:
             self._finding = False
+        for view in {id(t.view): t.view for t in self.tenders.values()}.values():
+            self._announce(view)  # what the search has read
         if found is not None:
             self._find_attempt, self._find_after = 0, 0.0
             self._tend(found)
@@ -285,6 +289,8 @@ class Agent:
             pause = policy.backoff(self._find_attempt, settings.idle_poll_min, settings.idle_poll_max)
             self._find_after = context.clock.monotonic() + pause * context.entropy.uniform(0.8, 1.2)
             self._find_attempt += 1
+            if not self._runs_go_on():
+                self._session_news.set()  # nothing is left but to look for a new run, and soon
         else:
             # Search in earnest when a thread has nothing to do, unless that is so by now.
             self._find_after = 0.0 if context.load.free else float("inf")

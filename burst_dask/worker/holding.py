@@ -440,7 +440,8 @@ class Holding:
             own = (number - first for number in self.table.dependencies[position])
             if self.unmet[position] and any(p in self.todo and p not in reach for p in own):
                 continue
-            reach.add(position)
+            if position not in self.shard.index.strikes:
+                reach.add(position)  # suspects run after all others, so nothing is reached through them
             if position not in self.revived:
                 yield position
 

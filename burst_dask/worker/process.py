@@ -21,7 +21,7 @@ import psutil
 import burst_dask
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
-from burst_dask.errors import BurstError, UnknownId, VersionMismatch
+from burst_dask.errors import BurstError, ConfigError, StoreMissing, UnknownId, VersionMismatch
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Manifest, Versions, decode
@@ -159,8 +159,9 @@ async def _main(arguments: argparse.Namespace) -> int:
             spill_directory=arguments.spill_directory,
             memory=lambda: int(process.memory_info().rss),
         )
-    except VersionMismatch as error:
-        print(error, file=sys.stderr)
+    except (VersionMismatch, ConfigError, StoreMissing) as error:
+        # Starting it again would not help: the supervisor does not.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_REFUSED
     except BurstError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

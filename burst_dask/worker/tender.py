@@ -249,7 +249,7 @@ class Tender:
             news = False
             for shard in targets:
                 news |= await context.insist(partial(self.view.poll, shard))
-            if news:
+            if self.holding.news() or news:
                 since = context.clock.monotonic()
                 self._tell()
                 continue

@@ -298,3 +298,15 @@ def test_what_a_worker_lacks_is_left_to_others() -> None:
     assert run_all(holding) == [1]
     assert holding.unfit
     assert holding.reserve(1, 5.0) == EMPTY
+
+
+def test_nothing_is_reserved_that_can_only_run_after_a_suspect() -> None:
+    """Or a shard would stand still: suspects run last, and their dependents after them."""
+    full = Bitmap.full(4)
+    held = Shard.untouched(ID, full).apply(OTHER, Claim(Bitmap.of([0])))
+    world = World(make_table([[], [0], [1], []]), held.apply(ME, Takeover(lost=OTHER, cause="test", reserved=EMPTY)))
+    holding = world.hold()
+    assert holding.reserve(1, 5.0) == Bitmap.of([3])
+    holding.committed(holding.shard.apply(ME, Commit(outcomes=Outcomes(), reserved=Bitmap.of([3]))))
+    assert run_all(holding) == [3]
+    assert holding.reserve(1, 5.0) == Bitmap.of([0]), "then the suspect, alone"
