@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from burst_dask.errors import BurstError
+from burst_dask.errors import BurstError, ConfigError
+from burst_dask.protocol.keys import session_of
 
 #: commands that live elsewhere and are imported when they are called: a worker must start
 #: without what only the client needs
@@ -74,6 +75,8 @@ def cleanup(identifier: str, store: str | None, force: bool) -> None:
     """Stop a session's workers and delete what it has stored."""
     from burst_dask import attach  # noqa: PLC0415 - imports Dask
 
+    if (session := session_of(identifier)) != identifier:
+        raise ConfigError(f"{identifier} is a run; a session is cleaned up as a whole: burst cleanup {session}")
     attach(identifier, store=store).cleanup(force=force)
     click.echo(f"{identifier} is cleaned up")
 

@@ -38,8 +38,6 @@ PARTITIONS = 96
 POINTS = 400
 #: the share of tasks done at which a worker is killed
 KILL_AT = 0.3
-#: seconds; shorter than the defaults, so that a takeover can be watched
-SETTINGS = {"heartbeat": 2.0, "lease": 6.0}
 
 
 # ---------------------------------------------------------------------------- the pipeline
@@ -127,7 +125,8 @@ def submit(store: str, workers: int) -> None:
     """Store the graph, start workers, say what they are called, and exit."""
     from burst_dask import Session  # noqa: PLC0415 - imports Dask
 
-    burst = Session(store, workers=workers, **SETTINGS)
+    # The lease is short, so that a takeover can be watched.
+    burst = Session(store, workers=workers, heartbeat=2, lease=6)
     print(burst.id, flush=True)
     with burst:  # sets what Dask must know of a store, such as the way to shuffle
         print(burst.compute(with_dask()).id, flush=True)
@@ -204,11 +203,13 @@ def run_demo(store: str, workers: int, directory: Path, cleanup: ExitStack) -> b
 
 def show(answer: pd.DataFrame) -> None:
     """Print the answer."""
+    from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(title="Which airlines fly by daylight? New York, 2013", title_justify="left")
-    for heading in ("airline", "flights", "in daylight", "minutes late", "years old", "wind in mph"):
-        table.add_column(heading, justify="left" if heading == "airline" else "right")
+    table = Table(title="Which airlines fly by daylight? New York, 2013", title_justify="left", box=box.SIMPLE)
+    table.add_column("airline", no_wrap=True)
+    for heading in ("flights", "daylight", "min late", "years old", "wind mph"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in answer.sort_values("daylight", ascending=False).itertuples():
         numbers = (f"{row.daylight:.1%}", f"{row.arr_delay:.1f}", f"{row.age:.1f}", f"{row.wind_speed:.1f}")
         table.add_row(str(row.name), f"{row.flight:,}", *numbers)
@@ -278,6 +279,7 @@ def command(store: str | None, workers: int) -> None:
 
 def helper(name: str, *arguments: str) -> None:
     """Be one of the other two processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that cleans up; it ends this one
     try:
         if name == "submit":
             submit(arguments[0], int(arguments[1]))
@@ -285,5 +287,3 @@ def helper(name: str, *arguments: str) -> None:
             collect(*arguments)
     except BurstError as error:
         raise SystemExit(str(error)) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

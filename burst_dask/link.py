@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class Link:
     state: SessionState
     #: None when workers are started elsewhere
     fleet: Fleet | None = None
+
+    @functools.cached_property
+    def guard(self) -> Guard:
+        """What sees to it that somebody works; one for all waits, however short each of them is."""
+        return Guard(self)
 
     @property
     def session(self) -> SessionId:

@@ -30,7 +30,7 @@ from burst_dask.errors import (
     WaitTimeout,
 )
 from burst_dask.journal.view import RunView, TaskOutcome
-from burst_dask.link import Guard, Link
+from burst_dask.link import Link
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Attach, Cancel, Plan
@@ -70,6 +70,8 @@ class _Watch:
         self.failed: TaskOutcome | None = None
         self._surveyed = 0.0
         self._followed = 0.0
+        if view.shards:  # what is known already is not looked for again
+            self._advance(list(self.pending))
 
     async def wait(self, *, to_first_failure: bool, update: report.Update | None, known: bool) -> None:
         """Return when every output has an outcome, or, if asked, when one has failed.
@@ -80,7 +82,7 @@ class _Watch:
             Whether something may have happened already, so that a survey pays first.
         """
         link, clock = self._link, self._link.clock
-        guard = Guard(link)
+        guard = link.guard
         started = away_since = clock.monotonic()
         if known:
             await self._survey()
@@ -147,10 +149,9 @@ class _Watch:
 
     async def _follow(self, waited: float) -> None:
         """Look into the session log now and then: somebody may have cancelled the run."""
-        if waited - self._followed < policy.patience(waited, 5.0, 30.0):
-            return
-        self._followed = waited
-        await self._link.follow()
+        if waited - self._followed >= policy.patience(waited, 5.0, 30.0):
+            self._followed = waited
+            await self._link.follow()
         if self.pending and self._view.run in self._link.state.cancelled:
             raise _cancelled(self._view)
 

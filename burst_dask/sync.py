@@ -7,10 +7,10 @@ in Jupyter: the loop here is another one.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -29,8 +29,13 @@ def loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
-def start(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    """Run `coroutine` in the background.
+def start(coroutine: Coroutine[Any, Any, T], future: Future[T] | None = None) -> Future[T]:
+    """Run `coroutine` in the background; cancelling the future cancels it.
+
+    Parameters
+    ----------
+    future
+        Where the result goes; by default a new one.
 
     Examples
     --------
@@ -39,7 +44,27 @@ def start(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
     >>> start(add(1, 2)).result()
     3
     """
-    return asyncio.run_coroutine_threadsafe(coroutine, loop())
+    ours = loop()
+    answer: Future[T] = Future() if future is None else future
+
+    def begin() -> None:
+        task = ours.create_task(coroutine)
+        task.add_done_callback(lambda done: _answer(done, answer))
+        answer.add_done_callback(lambda done: done.cancelled() and ours.call_soon_threadsafe(task.cancel))
+
+    ours.call_soon_threadsafe(begin)
+    return answer
+
+
+def _answer(task: asyncio.Task[T], future: Future[T]) -> None:
+    if task.cancelled():
+        future.cancel()
+    elif not future.set_running_or_notify_cancel():
+        task.exception()  # nobody waits for it: looked at, so that asyncio does not complain
+    elif (error := task.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -64,9 +89,10 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     if running is not None and running is _loop:
         coroutine.close()
         raise RuntimeError("a coroutine of burst_dask called its own blocking interface: this is a bug in burst_dask")
-    future = start(coroutine)
+    future: Future[T] = Future()
     try:
-        return future.result()
+        # Ctrl-C may come at any line from here on: the future must be at hand before the start.
+        return start(coroutine, future).result()
     finally:
         future.cancel()  # without effect unless a KeyboardInterrupt or the like ended the wait
 

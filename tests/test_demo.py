@@ -1,5 +1,10 @@
 """The demo's pipeline, and the whole demo with real processes."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 
@@ -40,3 +45,32 @@ def test_a_wrong_answer_is_noticed(capsys):
     assert demo.same(right[::-1], right)
     assert not demo.same(right.assign(daylight=[0.5, 0.61]), right)
     assert "The answers differ." in capsys.readouterr().out
+
+
+def start(directory):
+    """Start the demo as a shell would, in a process group of its own, with its fleet's records in `directory`."""
+    command = [sys.executable, "-m", "burst_dask.cli", "demo"]
+    environment = os.environ | {"XDG_DATA_HOME": str(directory), "COLUMNS": "200"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, process_group=0)
+
+
+def test_the_whole_demo(tmp_path):
+    with start(tmp_path) as process:
+        said = process.stdout.read()
+    assert process.returncode == 0
+    assert "SIGKILL sent to worker" in said and "The answers are the same." in said
+    assert list(tmp_path.glob("burst_dask/fleet/*")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_demo_cleans_up(tmp_path, number):
+    with start(tmp_path) as process:
+        while "SIGKILL" not in process.stdout.readline():
+            assert process.poll() is None
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        said = process.stdout.read()
+    assert process.returncode == 130 and said.endswith("Interrupted.\n") and "Detached" not in said
+    assert list(tmp_path.glob("burst_dask/fleet/*")) == []

@@ -1,0 +1,107 @@
+"""What the acceptance tests act with: real workers, their deaths, and files that tell who is where."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from burst_dask import Session, sync
+from burst_dask.fleet import records
+from burst_dask.journal import log
+from burst_dask.journal.view import RunView
+from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.shard import fold
+
+#: Quick to notice a death, and to look for work.
+QUICK = {
+    "heartbeat": 0.3,
+    "lease": 1.5,
+    "idle_poll_min": 0.05,
+    "idle_poll_max": 0.2,
+    "commit_interval": 0.2,
+    "commit_interval_wanted": 0.1,
+    "release_grace": 0.3,
+}
+
+
+class Marks:
+    """Files by which tasks tell the test what they do, and the test tells them to go on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def count(self, name: str) -> int:
+        return len(list(self.directory.glob(f"{name}.*")))
+
+    def wait(self, name: str, count: int = 1) -> None:
+        """Wait until that many tasks have left a mark."""
+        deadline = time.monotonic() + 60
+        while self.count(name) < count:
+            assert time.monotonic() < deadline, f"{self.count(name)} of {count} marks {name!r}"
+            time.sleep(0.005)
+
+    def open(self, gate: str) -> None:
+        (self.directory / gate).touch()
+
+
+def start_worker(session: Session, processes: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """Start one worker as a container would."""
+    command = ["burst_dask.worker", "--session", session.id, "--store", session.store, "--processes", "1"]
+    process = subprocess.Popen([sys.executable, "-m", *command, "--threads", "1"])
+    processes.append(process)
+    return process
+
+
+def agent_of(process: subprocess.Popen[bytes]) -> psutil.Process:
+    """Return the agent below a worker's supervisor, once it runs."""
+    deadline = time.monotonic() + 30
+    while True:
+        for child in children(process.pid):
+            if "burst_dask.worker.process" in child.cmdline():
+                return child
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_all(session: Session) -> None:
+    """Kill the session's workers and their supervisors, as a machine's end would."""
+    fleet = session._link.fleet
+    supervisors = [record.pid for record in records.read_all(fleet.directory).values()]
+    agents = [agent.pid for agent in fleet.processes()]
+    for pid in supervisors + agents:
+        os.kill(pid, signal.SIGKILL)
+
+
+def check(session: Session, run: str) -> None:
+    """Fold every shard log of a run: each entry must follow from those before it."""
+
+    async def look() -> None:
+        store = session._link.store
+        view = await RunView.open(store, RunId(run))
+        assert view is not None
+        await view.survey()
+        done = 0
+        for number in range(len(view.plan.shards)):
+            for shard in view.family(number):
+                tasks = shard.index.tasks
+                for child in shard.index.children.values():
+                    tasks |= child
+                entries = [(await log.read(store, view.run, shard.id, n))[0] for n in range(shard.next)]
+                state = fold(shard.id, tasks, entries)
+                done += len(state.index.outcomes.all)
+        assert done == view.plan.tasks  # one outcome for each task
+
+    sync.run(look())
