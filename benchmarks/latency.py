@@ -56,7 +56,8 @@ def main() -> None:
             took = time.perf_counter() - begin
             ideal = arguments.tasks * arguments.seconds / arguments.workers
             print(
-                f"{arguments.tasks} tasks of {arguments.seconds} s on {arguments.workers} workers: {took:.2f} s, ideal {ideal:.2f} s: {ideal / took:.1%} (target 90 %)"
+                f"{arguments.tasks} tasks of {arguments.seconds} s on {arguments.workers} workers: {took:.2f} s, "
+                f"ideal {ideal:.2f} s: {ideal / took:.1%} (target 90 %)"
             )
         finally:
             session.cleanup(force=True)

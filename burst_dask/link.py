@@ -224,7 +224,8 @@ async def close(link: Link) -> None:
 
 async def delete(link: Link, everything: bool) -> None:
     """Delete the session's objects when its workers, wherever they run, have ended."""
-    until = link.clock.monotonic() + link.settings.lease
+    # By then a worker has looked into the session log and let go; who has not is dead, or stopped.
+    until = link.clock.monotonic() + link.settings.session_poll + link.settings.release_grace + link.settings.heartbeat
     while (await link.seen()).status.alive and link.clock.monotonic() < until:
         await link.clock.sleep(ENDING_POLL)
     kept = () if everything else ("/log/", "/segments/", "/plan")

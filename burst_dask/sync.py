@@ -13,15 +13,30 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from burst_dask.errors import ConfigError
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+#: whether a parent of this process had the loop before the fork
+_inherited = False
 
 
 def loop() -> asyncio.AbstractEventLoop:
-    """Return the loop of this process; the first call starts it in a daemon thread."""
+    """Return the loop of this process; the first call starts it in a daemon thread.
+
+    Raises
+    ------
+    ConfigError
+        This process was forked from one that had the loop.
+    """
     global _loop  # noqa: PLW0603
+    if _inherited:
+        raise ConfigError(
+            "this process was forked from one that uses burst_dask, and neither its event loop nor the threads of its "
+            "stores survive that: start processes by 'spawn' or 'forkserver' (multiprocessing.set_start_method)"
+        )
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
@@ -44,7 +59,11 @@ def start(coroutine: Coroutine[Any, Any, T], future: Future[T] | None = None) ->
     >>> start(add(1, 2)).result()
     3
     """
-    ours = loop()
+    try:
+        ours = loop()
+    except ConfigError:
+        coroutine.close()
+        raise
     answer: Future[T] = Future() if future is None else future
 
     def begin() -> None:
@@ -98,9 +117,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _forget() -> None:
-    """After a fork there is neither the thread nor any use for the parent's loop."""
-    global _lock, _loop
-    _lock, _loop = threading.Lock(), None
+    """After a fork the parent's threads are gone; a call would wait for them for ever."""
+    global _lock, _loop, _inherited
+    _lock, _loop, _inherited = threading.Lock(), None, _inherited or _loop is not None
 
 
 os.register_at_fork(after_in_child=_forget)

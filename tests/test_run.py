@@ -8,6 +8,7 @@ import threading
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import msgspec
@@ -366,3 +367,17 @@ def test_progress_bar(tmp_path, capsys, monkeypatch):
     assert session.get({"x": (sum, [1, 2])}, "x") == 3
     session.cleanup(force=True)
     assert session.id in capsys.readouterr().err
+
+
+def test_progress_in_a_notebook(burst, monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=shown.append)
+    display = SimpleNamespace(HTML=str, display=lambda html, display_id: shown.append(html) or handle)
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr("burst_dask.run.SURVEY_EVERY", 0.0)
+    burst._progress = None
+    burst.get({"x": (sum, [1, 2])}, "x")
+    (run,) = burst._link.state.runs
+    assert len(shown) > 1 and shown[0] == f'{run} <progress value="0" max="1"></progress> 0 of 0'

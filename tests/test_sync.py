@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from burst_dask import sync
+from burst_dask.errors import ConfigError
 
 
 async def add(a, b):
@@ -69,9 +70,14 @@ def test_ctrl_c_cancels_and_is_raised():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_process_has_a_loop_of_its_own():
+def test_a_forked_process_is_told_so_at_once():
+    """It would wait for threads that only its parent has."""
     sync.run(add(1, 2))
     pid = os.fork()
     if not pid:
-        os._exit(sync.run(add(20, 22)))
+        try:
+            sync.run(add(20, 22))
+        except ConfigError:
+            os._exit(42)
+        os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42

@@ -27,6 +27,7 @@ QUICK = {
     "commit_interval": 0.2,
     "commit_interval_wanted": 0.1,
     "release_grace": 0.3,
+    "session_poll": 0.5,
 }
 
 
@@ -53,7 +54,8 @@ class Marks:
 def start_worker(session: Session, processes: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
     """Start one worker as a container would."""
     command = ["burst_dask.worker", "--session", session.id, "--store", session.store, "--processes", "1"]
-    process = subprocess.Popen([sys.executable, "-m", *command, "--threads", "1"])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # tasks are functions of test modules
+    process = subprocess.Popen([sys.executable, "-m", *command, "--threads", "1"], env=environment)
     processes.append(process)
     return process
 

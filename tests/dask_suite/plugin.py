@@ -20,19 +20,17 @@ from dask.base import named_schedulers
 from burst_dask import Session
 
 outcomes: dict[str, str] = {}
-session: Session | None = None
+sessions: list[Session] = []
 
 
 def get(dsk, keys, **kwargs):
     """Stand in for Dask's own schedulers."""
-    assert session is not None
-    return session.get(dsk, keys, **kwargs)
+    return sessions[0].get(dsk, keys, **kwargs)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    global session
     # Workers are processes: what a task changes in its own process is not seen here, as in real use.
-    session = Session(os.environ["BURST_SUITE_STORE"], workers=2, progress=False, wait_poll_min=0.005)
+    sessions.append(Session(os.environ["BURST_SUITE_STORE"], workers=2, progress=False, wait_poll_min=0.005))
     for name in named_schedulers:
         named_schedulers[name] = get
     for module in (dask.threaded, dask.multiprocessing):
@@ -49,6 +47,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if session is not None:
+    for session in sessions:
         session.cleanup(force=True)
     Path(os.environ["BURST_SUITE_REPORT"]).write_text(json.dumps(outcomes))

@@ -51,4 +51,4 @@ def test_dasks_own_tests_pass(tmp_path: Path) -> None:
     assert not unexpected, f"these failed and are not listed: {unexpected}\n{done.stdout[-20000:]}"
     passed = sorted(name for name in expected if outcomes.get(name) == "passed")
     assert not passed, f"these are listed and passed: {passed}"
-    assert sum(outcome == "passed" for outcome in outcomes.values()) > 10 * len(expected)
+    assert sum(outcome == "passed" for outcome in outcomes.values()) > 8 * len(expected)
