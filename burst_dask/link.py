@@ -38,8 +38,6 @@ class WorkersSeen(NamedTuple):
 
     status: WorkersStatus
     ended: tuple[WorkerId, ...]
-    #: all that ever had a heartbeat
-    known: int
 
 
 @dataclass
@@ -107,11 +105,11 @@ class Link:
             if beats.get(worker) in alive:
                 alive.remove(beats[worker])
         oldest = now - min(alive) if alive else None
-        return WorkersSeen(WorkersStatus(len(alive), oldest), tuple(ended), len(beats.keys() | set(ended)))
+        return WorkersSeen(WorkersStatus(len(alive), oldest), tuple(ended))
 
     async def last_words(self, seen: WorkersSeen) -> Ended | None:
-        """Return how the newest of the ended workers ended; None while one is alive, or may be."""
-        if seen.status.alive or not seen.ended or len(seen.ended) < seen.known:
+        """Return how the newest of the ended workers ended; None while one is alive."""
+        if seen.status.alive:
             return None
 
         async def read(worker: WorkerId) -> Ended | None:
@@ -169,6 +167,8 @@ class Guard:
     async def _check_restart(self, fleet: Fleet) -> None:
         """Some had ended, and were started again: once more may help, if they did not refuse."""
         last = await self._look()
+        if self._alive:
+            return  # the others had nothing to do, or died of what the one alive may get done
         self._restarts += 1
         if self._restarts > RESTARTS:
             why = f" The last one: {last.message}" if last is not None and last.message else ""
