@@ -67,6 +67,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _variables(value)
         case type() | GraphNode():
             return
+        case _ if "__reduce__" in vars(type(value)):
+            return  # its own method failed, and its error says why
         case _:
             names = [*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())]
             yield from ((f"attribute {name}", getattr(value, name)) for name in names if hasattr(value, name))
