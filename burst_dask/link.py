@@ -14,6 +14,7 @@ from burst_dask.config import Settings
 from burst_dask.errors import FleetError, VersionMismatch
 from burst_dask.fleet.base import Fleet
 from burst_dask.journal import log
+from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
@@ -88,15 +89,7 @@ class Link:
 
     async def seen(self) -> WorkersSeen:
         """List the heartbeats, at one request per 500 workers."""
-        beats: dict[WorkerId, float] = {}
-        ended: list[WorkerId] = []
-        async for page in self.store.list(keys.workers(self.session)):
-            for meta in page:
-                worker, kind = keys.split_worker_key(meta.key)
-                if kind == "ended":
-                    ended.append(worker)
-                else:
-                    beats[worker] = meta.modified
+        beats, ended = await heartbeats(self.store, self.session)
         # When all have died at once, the newest heartbeat is a dead one's. Then this machine's clock
         # tells; it may differ from the store's, so it is believed only beyond a lease.
         now = max([*beats.values(), self.clock.wall() - self.settings.lease])
@@ -105,7 +98,7 @@ class Link:
             if beats.get(worker) in alive:
                 alive.remove(beats[worker])
         oldest = now - min(alive) if alive else None
-        return WorkersSeen(WorkersStatus(len(alive), oldest), tuple(ended))
+        return WorkersSeen(WorkersStatus(len(alive), oldest), ended)
 
     async def last_words(self, seen: WorkersSeen) -> Ended | None:
         """Return how the newest of the ended workers ended; None while one is alive."""

@@ -25,12 +25,12 @@ from burst_dask.graph import (
     ShardedGraph,
     cut,
     materialize,
-    open_record,
     unpack_outputs,
 )
 from burst_dask.protocol import frames, records
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Plan, ShardRecord
+from burst_dask.worker.execution import open_table
 
 RUN = RunId("session.run")
 
@@ -61,7 +61,8 @@ def run(plan: Plan, packs: list[bytes]) -> Any:
     """Run the shards one after another, as workers that share only the records would."""
     stored: dict[int, Any] = {}
     for record, buffers in read(plan, packs):
-        names, nodes, foreign = open_record(record, buffers)
+        table = open_table(record, buffers)
+        names, nodes, foreign = table.keys, table.nodes, table.foreign_keys
         mine: dict[int, Any] = {}
         key_of = {**foreign, **{record.first + i: key for i, key in enumerate(names)}}
         for position, (node, needs) in enumerate(zip(nodes, record.dependencies, strict=True)):
@@ -256,7 +257,7 @@ def test_an_unpicklable_object_is_named_with_the_key() -> None:
 def notes(plan: Plan, packs: list[bytes]) -> dict[Any, dict[str, Any]]:
     result = {}
     for record, buffers in read(plan, packs):
-        names = open_record(record, buffers).keys
+        names = open_table(record, buffers).keys
         result.update({names[position]: note for position, note in record.annotations.items()})
     return result
 
@@ -328,7 +329,8 @@ def check(plan: Plan, packs: list[bytes]) -> None:
     found = list(read(plan, packs))
     for number, (info, (record, buffers)) in enumerate(zip(plan.shards, found, strict=True)):
         assert (record.shard, record.first, info.first) == (number, len(shard_of), len(shard_of))
-        names, nodes, foreign = open_record(record, buffers)
+        table = open_table(record, buffers)
+        names, nodes, foreign = table.keys, table.nodes, table.foreign_keys
         assert len(names) == len(nodes) == len(record.dependencies) == info.count > 0
         upstream: set[int] = set()
         seen: set[int] = set()

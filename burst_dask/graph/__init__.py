@@ -13,15 +13,13 @@ Nothing here reads or writes the store.
 
 from burst_dask.graph.cutting import cut
 from burst_dask.graph.reading import MissingKey, materialize
-from burst_dask.graph.shards import LargeConstantWarning, OpenRecord, ShardedGraph, open_record, unpack_outputs
+from burst_dask.graph.shards import LargeConstantWarning, ShardedGraph, unpack_outputs
 
 __all__ = [
     "LargeConstantWarning",
     "MissingKey",
-    "OpenRecord",
     "ShardedGraph",
     "cut",
     "materialize",
-    "open_record",
     "unpack_outputs",
 ]

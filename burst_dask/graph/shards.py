@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from dask._task_spec import GraphNode
 
@@ -285,22 +285,6 @@ class Packer:
     def _close(self) -> None:
         self._full.append((self._number, self._body))
         self._number, self._body, self._size = self._number + 1, [], 0
-
-
-class OpenRecord(NamedTuple):
-    """What a worker runs, out of a shard record."""
-
-    keys: list[Any]
-    nodes: list[Any]
-    #: global number -> key of what lies in other shards
-    foreign_keys: dict[int, Any]
-
-
-def open_record(record: ShardRecord, buffers: Sequence[memoryview]) -> OpenRecord:
-    """Decode a shard record; `buffers` are the bodies of its blobs."""
-    keys = pickle.loads(record.keys)  # noqa: S301 - who may write the store may run code, see README
-    foreign = pickle.loads(record.foreign_keys)  # noqa: S301
-    return OpenRecord(keys, serialize.load_payload(record.payload, buffers), foreign)
 
 
 def unpack_outputs(outputs: bytes, values: Callable[[int], Any]) -> Any:

@@ -51,10 +51,6 @@ class Bitmap:
         members = iter(self)
         return Bitmap.of(next(members) for _ in range(count))
 
-    def last(self, count: int) -> Bitmap:
-        """Return the `count` largest members."""
-        return self - self.first(max(0, len(self) - count))
-
     def __or__(self, other: Bitmap) -> Bitmap:
         return Bitmap(self.bits | other.bits)
 

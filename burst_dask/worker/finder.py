@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from burst_dask.journal import log
+from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
@@ -181,18 +182,10 @@ class Finder:
         context = self.context
         me = self._beat()
         await context.insist(lambda: context.store.put(keys.beat(context.session, context.worker), encode(me)))
-        beats: dict[WorkerId, float] = {}
-        ended: set[WorkerId] = set()
-        async for page in context.store.list(keys.workers(context.session)):
-            for meta in page:
-                worker, kind = keys.split_worker_key(meta.key)
-                if kind == "ended":
-                    ended.add(worker)
-                else:
-                    beats[worker] = meta.modified
+        beats, ended = await heartbeats(context.store, context.session)
         now = max(beats.values())
         dead: dict[WorkerId, str] = {}
-        for worker in beats.keys() | ended:
+        for worker in beats.keys() | set(ended):
             if policy.lease_is_dead(now, beats.get(worker), worker in ended, context.settings.lease):
                 dead[worker] = "ended" if worker in ended else "its heartbeat stopped"
         return Liveness(dead, frozenset(beats.keys() - dead.keys()))

@@ -201,7 +201,7 @@ class AnyLegalHistory(RuleBasedStateMachine):
     @rule(worker=workers, count=st.integers(1, 3))
     def split(self, worker: WorkerId, count: int) -> None:
         child = child_shard(ID, self.state.next)
-        self.append(worker, Split(child=child, tasks=self.state.splittable.last(count)))
+        self.append(worker, Split(child=child, tasks=self.state.splittable.first(count)))
 
     @precondition(lambda self: self.state.phase is Phase.HELD)
     @rule(data=st.data())

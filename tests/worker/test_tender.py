@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import numpy as np
@@ -96,33 +97,35 @@ async def test_the_work_survives_a_store_that_is_away(where: str) -> None:
 
 async def test_a_damaged_input_fails_the_tasks_that_need_it_and_no_others() -> None:
     stage = await Stage().open()
+    gate = threading.Event()
+
+    def after_the_damage() -> np.ndarray:
+        assert gate.wait(60)
+        return np.ones(50_000)
+
     tasks: list[Task] = [
         (lambda: np.zeros(50_000), []),
-        (lambda: np.ones(50_000), []),
+        (after_the_damage, []),
         (lambda a: float(a.sum()), [0]),
         (lambda a: float(a.sum()), [1]),
     ]
+    # The last shard begins when the other two are complete, so nobody has read the result by then.
     view = await stage.submit(tasks, cuts=[1, 2])
     stage.start("a")
-    while (view.outcome(0) is None) or (view.outcome(1) is None):
+    while (outcome := view.outcome(0)) is None:
         await view.survey()
-        # Damage the result before anybody has read it: the last shard begins only when both are there.
-        outcome = view.outcome(0)
-        if outcome is not None and outcome.done and outcome.location is not None:
-            key = keys.segment(view.run, outcome.shard.id, outcome.shard.index.objects[outcome.location.object])
-            data = bytearray(await stage.store.get(key) or b"")
-            data[outcome.location.start + 100] ^= 1
-            await stage.store.put(key, bytes(data))
-            break
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+    assert outcome.location is not None
+    key = keys.segment(view.run, outcome.shard.id, outcome.shard.index.objects[outcome.location.object])
+    data = bytearray(await stage.store.get(key) or b"")
+    data[outcome.location.start + 100] ^= 1
+    await stage.store.put(key, bytes(data))
+    gate.set()
     await stage.complete(view)
-    third, fourth = view.outcome(2), view.outcome(3)
-    assert fourth is not None
-    assert fourth.done
-    if third is not None and not third.done:  # the worker may have read it first
-        failure = serialize.load_failure((await view.fetch([2]))[2])
-        assert isinstance(failure.exception, CorruptObject)
-        assert "segments" in str(failure.exception)
+    assert [view.outcome(task).done for task in range(4)] == [True, True, False, True]  # type: ignore[union-attr]
+    failure = serialize.load_failure((await view.fetch([2]))[2])
+    assert isinstance(failure.exception, CorruptObject)
+    assert key in str(failure.exception)
     await stage.stop()
 
 
