@@ -70,6 +70,14 @@ class Entropy:
         """Return a number in [low, high]."""
         return self._random.uniform(low, high)
 
+    def integer(self, low: int, high: int) -> int:
+        """Return a whole number in [low, high]."""
+        return self._random.randint(low, high)
+
+    def normal(self) -> float:
+        """Return a number of the standard normal distribution."""
+        return self._random.gauss(0.0, 1.0)
+
     def choice(self, items: Sequence[T]) -> T:
         """Return one of `items`."""
         return self._random.choice(items)

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
-from burst_dask.errors import FleetError, VersionMismatch
+from burst_dask.errors import ConfigError, FleetError, VersionMismatch
 from burst_dask.fleet.base import Fleet
 from burst_dask.journal import log
 from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Close, Ended, Manifest, SessionAction, decode
-from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.records import Close, Ended, Manifest, Open, Scale, SessionAction, SessionEntry, decode, encode
+from burst_dask.protocol.session import SessionState, fold
 from burst_dask.report import WorkersStatus
-from burst_dask.store import Meta, Store
+from burst_dask.store import Meta, Store, probe
 
 #: Seconds between looks at the processes of a fleet on this machine, which cost no request.
 CHECK_FLEET_EVERY = 3.0
@@ -190,6 +190,40 @@ class Guard:
                 f"every worker of session {self._link.session} refused it. The last one: {last.message}"
             )
         return last
+
+
+# ---------------------------------------------------------------------------- the beginning
+
+
+async def create(link: Link, workers: int | None) -> None:
+    """Write the session down, on a store that keeps the protocol's promises."""
+    await probe(link.store, link.author.entropy)
+    await link.append(Open())
+    if workers is not None:
+        await link.append(Scale(workers))
+    # Last: sessions are listed by their manifests, so none is listed that is not there whole.
+    if not await link.store.create(keys.manifest(link.session), encode(link.manifest)):
+        raise ConfigError(f"there is a session {link.session} already; try again")
+
+
+async def attach(store: Store, session: SessionId, author: log.Author) -> Link | None:
+    """Return the link to a session that is there, or None."""
+    key = keys.manifest(session)
+    data = await store.get(key)
+    if data is None:
+        return None
+    manifest = decode(Manifest, key, data)
+    return Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
+
+
+async def _read_state(store: Store, session: SessionId) -> SessionState:
+    """Return the state of a session, reading its log in parallel."""
+    names = [meta.key async for meta in listed(store, keys.session_log(session))]
+    bodies = await in_parallel(store.get, names)
+    entries = [decode(SessionEntry, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
+    if not entries:  # somebody's cleanup was interrupted: it can only be repeated
+        return SessionState(closed=True)
+    return fold(entries)
 
 
 # ---------------------------------------------------------------------------- the end

@@ -2,7 +2,7 @@
 
 ::
 
-    Session, attach ──▶ Run ──▶ _Watch     looks for outcomes of what was asked for
+    Session, attach ──▶ Run ──▶ Watch     looks for outcomes of what was asked for
                          │        └─ Guard   sees to it that somebody works
                          └────▶ Link       what client code knows of the session
 
@@ -50,7 +50,7 @@ COLLECT_BYTES = 64 << 20
 # ---------------------------------------------------------------------------- waiting
 
 
-class _Watch:
+class Watch:
     """Looks for the outcomes of what was asked for, until all of them are known.
 
     Attributes
@@ -253,7 +253,7 @@ class Run:
     def done(self) -> bool:
         """Tell whether everything that was asked for has an outcome, without waiting."""
         sync.run(self._view.survey())
-        return not _Watch(self._link, self._view, self._outputs()).pending
+        return not Watch(self._link, self._view, self._outputs()).pending
 
     def cancel(self) -> bool:
         """Let workers take no new work of this run; return False when there was nothing left to cancel.
@@ -285,15 +285,15 @@ class Run:
     def _outputs(self) -> list[int]:
         return numbers(self._view.plan.outputs)
 
-    def _wait(self, timeout: float | None, *, to_first_failure: bool) -> _Watch:
+    def _wait(self, timeout: float | None, *, to_first_failure: bool) -> Watch:
         check_timeout(timeout)
-        watch = _Watch(self._link, self._view, self._outputs())
+        watch = Watch(self._link, self._view, self._outputs())
         with self._detaching(), report.progress(self._progress, self.id) as update:
             sync.run(self._watch(watch, timeout, to_first_failure, update))
         return watch
 
     async def _watch(
-        self, watch: _Watch, timeout: float | None, to_first_failure: bool, update: report.Update | None
+        self, watch: Watch, timeout: float | None, to_first_failure: bool, update: report.Update | None
     ) -> None:
         try:
             async with asyncio.timeout(timeout) as limit:

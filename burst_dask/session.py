@@ -14,6 +14,7 @@ from dask.base import collections_to_expr, unpack_collections
 from dask.core import flatten
 from dask.utils import shorten_traceback
 
+from burst_dask import link as links
 from burst_dask import sync
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
@@ -26,11 +27,11 @@ from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link, close, delete, incomplete, listed
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Manifest, Open, Scale, SessionEntry, decode, encode
-from burst_dask.protocol.session import SessionState, fold
+from burst_dask.protocol.records import Manifest, Scale
+from burst_dask.protocol.session import SessionState
 from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.run import Run, run_status
-from burst_dask.store import Store, open_store, probe, requests_of
+from burst_dask.store import Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
 from burst_dask.worker.memory_watch import processors
 from burst_dask.worker.process import own_versions
@@ -114,7 +115,7 @@ class Session:
         self._link = Link(opened, manifest, checked, author, SessionState())
         self._progress = progress
         self._entered: list[dask.config.set] = []
-        sync.run(_create(self._link, wanted))
+        sync.run(links.create(self._link, wanted))
         if wanted is not None:
             self._start(wanted)
 
@@ -409,41 +410,17 @@ def _fleet_here(link: Link) -> Fleet:
 # ---------------------------------------------------------------------------- requests
 
 
-async def _create(link: Link, workers: int | None) -> None:
-    await probe(link.store, link.author.entropy)
-    await link.append(Open())
-    if workers is not None:
-        await link.append(Scale(workers))
-    # Last: sessions are listed by their manifests, so none is listed that is not there whole.
-    if not await link.store.create(keys.manifest(link.session), encode(link.manifest)):
-        raise ConfigError(f"there is a session {link.session} already; try again")
-
-
 async def _attach(store: Store, identifier: str) -> Link:
     session = keys.session_of(identifier)
-    key = keys.manifest(session)
-    data = await store.get(key)
-    if data is None:
+    clock, entropy = SystemClock(), Entropy()
+    link = await links.attach(store, session, Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy))
+    if link is None:
         there = [meta.key.removeprefix(keys.SESSIONS) async for meta in listed(store, keys.SESSIONS)]
         raise _unknown(store, "session", session, there)
-    manifest = decode(Manifest, key, data)
-    clock, entropy = SystemClock(), Entropy()
-    author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
-    link = Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
-    here = manifest.host == platform.node() and "memory://" not in store.url
+    here = link.manifest.host == platform.node() and "memory://" not in store.url
     if here and link.workers and not link.state.closed:
         link.fleet = _fleet_here(link)
     return link
-
-
-async def _read_state(store: Store, session: SessionId) -> SessionState:
-    """Return the state of a session, reading its log in parallel."""
-    names = [meta.key async for meta in listed(store, keys.session_log(session))]
-    bodies = await in_parallel(store.get, names)
-    entries = [decode(SessionEntry, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
-    if not entries:  # somebody's cleanup was interrupted: it can only be repeated
-        return SessionState(closed=True)
-    return fold(entries)
 
 
 async def _open_run(link: Link, run: RunId) -> RunView:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pickle
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import cloudpickle
 import msgspec
 
 from burst_dask import sync
-from burst_dask.errors import BurstError, ConfigError, UnpicklableTask
+from burst_dask.errors import BurstError, ConfigError, StoreUnavailable, UnpicklableTask
 from burst_dask.graph import ShardedGraph, materialize, unpack_outputs
 from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import AddRun, Plan, encode
-from burst_dask.store import Store
 
 #: Packs that are sent at once; with 8 to 16 MiB each this bounds the memory of submission.
 UPLOADS = 4
@@ -55,42 +54,59 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
     run = RunId(f"{link.session}.{link.author.entropy.token(6)}")
     threads = (link.workers or UNKNOWN_THREADS) * link.settings.threads
     sharded = ShardedGraph.of(dsk, names, annotations, run=run, parallelism=threads)
-    with _uploading(link.store, run, sharded.packs()):
+
+    def finish() -> Plan:
         plan = sharded.plan(created=link.clock.wall(), priority=asked.priority)
-        if repack is not None:
-            plan = msgspec.structs.replace(plan, outputs=_dump_repack(plan.outputs, repack))
-        # Last, so that a run either is there whole or is not there (PROTOCOL.md rule 7).
-        sync.run(_add(link, plan))
+        return plan if repack is None else msgspec.structs.replace(plan, outputs=_dump_repack(plan.outputs, repack))
+
+    plan = sync.run(store_run(link, run, sharded.packs(), finish))
     if link.fleet is not None and link.workers:
         link.fleet.ensure(link.workers)
     return plan
 
 
-@contextlib.contextmanager
-def _uploading(store: Store, run: RunId, packs: Iterable[tuple[int, list[Buffer]]]) -> Iterator[None]:
-    """Send the packs while they are made; delete them when they, or what follows in the context, fail."""
-    sent: list[str] = []
-    under_way: deque[Future[None]] = deque()
+async def store_run(
+    link: Link, run: RunId, packs: Iterator[tuple[int, list[Buffer]]], finish: Callable[[], Plan]
+) -> Plan:
+    """Store a run, its plan last, and tell the workers.
+
+    What fails before the workers are told leaves nothing behind. After that nothing is deleted: they may
+    be told although no answer came, and nothing inside a live run is deleted (PROTOCOL.md rule 8).
+
+    Parameters
+    ----------
+    packs
+        The objects that hold the task records. They are made in another thread while others are sent.
+    finish
+        Makes the plan, once all of `packs` are made.
+    """
+    store, sent = link.store, [keys.plan(run)]
     try:
-        for number, body in packs:
-            if len(under_way) >= UPLOADS:
-                under_way.popleft().result()
-            sent.append(keys.pack(run, number))
-            under_way.append(sync.start(store.put(sent[-1], body)))
-        while under_way:
-            under_way.popleft().result()
-        yield
-    except BaseException:
-        for upload in under_way:
-            upload.cancel()
+        async with asyncio.TaskGroup() as group:
+            under_way: deque[asyncio.Task[None]] = deque()
+            while (made := await asyncio.to_thread(next, packs, None)) is not None:
+                number, body = made
+                if len(under_way) >= UPLOADS:
+                    await under_way.popleft()
+                sent.append(keys.pack(run, number))
+                under_way.append(group.create_task(store.put(sent[-1], body)))
+        plan = await asyncio.to_thread(finish)
+        # Last, so that a run either is there whole or is not there (PROTOCOL.md rule 7).
+        await store.put(keys.plan(run), encode(plan))
+    except BaseException as error:
         with contextlib.suppress(BurstError):
-            sync.run(store.delete([keys.plan(run), *sent]))
+            await store.delete(sent)
+        if isinstance(error, BaseExceptionGroup):
+            raise error.exceptions[0] from None
         raise
-
-
-async def _add(link: Link, plan: Plan) -> None:
-    await link.store.put(keys.plan(plan.run), encode(plan))
-    await link.append(AddRun(plan.run, plan.priority))
+    try:
+        await link.append(AddRun(run, plan.priority))
+    except StoreUnavailable as error:
+        raise StoreUnavailable(
+            f"{error}. Run {run} is stored whole, and may or may not have been submitted: "
+            f"`burst status {run}` tells, and submitting again makes another run"
+        ) from error
+    return plan
 
 
 def _dump_repack(outputs: bytes, repack: Any) -> bytes:

@@ -203,7 +203,7 @@ class Agent:
         while not context.stopping:
             self._dispatch()
             now = context.clock.monotonic()
-            if self._work_left() < LOOK_AHEAD and not self._finding and now >= self._find_after:
+            if self._work_left() <= LOOK_AHEAD and not self._finding and now >= self._find_after:
                 self._finding = True
                 self._spawn(self._find(), self._jobs)
             if self.tenders or self._finding:

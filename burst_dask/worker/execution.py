@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -178,17 +178,38 @@ def run_calls(calls: Sequence[Call], values: Scope, seconds: float, worker: str)
 
 def _run_call(call: Call, values: Scope, fresh: dict[int, Any], worker: str, start: float) -> Ran:
     try:
-        value = call.node({key: fresh[n] if n in fresh else values[n] for key, n in call.inputs})
+        value = call.node(inputs_of(call, values, fresh))
         elapsed = thread_time() - start
         fresh[call.number] = value
-        size = sizeof(value) if call.used or elapsed > 10 * policy.STORE_LATENCY else 0
-        body: list[Buffer] | None = None
-        if call.wanted or policy.worth_storing(elapsed, size):
-            body = _store(call, value)
-        return Ran(call.position, elapsed, value, size, body)
+        return succeeded(call, value, elapsed)
     except BaseException as error:  # also SystemExit: a task must not end its worker
-        body = serialize.dump_failure(error, key=call.key, worker=worker, attempts=call.attempt)
-        return Ran(call.position, thread_time() - start, body=body, failed=True)
+        return failed(call, error, thread_time() - start, worker)
+
+
+def inputs_of(call: Call, values: Scope, fresh: Mapping[int, Any]) -> dict[Any, Any]:
+    """Return what a task's node takes: values of the same batch are in `fresh`."""
+    return {key: fresh[n] if n in fresh else values[n] for key, n in call.inputs}
+
+
+def succeeded(call: Call, value: Any, seconds: float) -> Ran:
+    """Return what came of a call that gave `value`; its result is encoded if it is to be stored.
+
+    Raises
+    ------
+    UnstorableResult
+        It must be stored, and cannot be pickled.
+    """
+    size = sizeof(value) if call.used or seconds > 10 * policy.STORE_LATENCY else 0
+    body: list[Buffer] | None = None
+    if call.wanted or policy.worth_storing(seconds, size):
+        body = _store(call, value)
+    return Ran(call.position, seconds, value, size, body)
+
+
+def failed(call: Call, error: BaseException, seconds: float, worker: str) -> Ran:
+    """Return what came of a call that raised `error`."""
+    body = serialize.dump_failure(error, key=call.key, worker=worker, attempts=call.attempt)
+    return Ran(call.position, seconds, body=body, failed=True)
 
 
 def _store(call: Call, value: Any) -> list[Buffer] | None:

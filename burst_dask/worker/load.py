@@ -37,19 +37,19 @@ class Load:
     threads: int
     #: what the worker has, by name of the resource
     resources: dict[str, float] = field(default_factory=dict)
-    batches: set[Batch] = field(default_factory=set)
+    batches: dict[Batch, None] = field(default_factory=dict)
 
     def begin(self, holding: Holding, positions: list[int]) -> Batch:
         """Note that a thread runs `positions`."""
         seconds = [holding.durations.known(holding.table.kinds[p]) for p in positions]
         expected = None if None in seconds else sum(s for s in seconds if s is not None)
         batch = Batch(holding, positions, expected, self.clock.monotonic())
-        self.batches.add(batch)
+        self.batches[batch] = None
         return batch
 
     def end(self, batch: Batch) -> None:
         """Note that the thread is free again."""
-        self.batches.discard(batch)
+        self.batches.pop(batch, None)
 
     @property
     def free(self) -> int:
