@@ -59,6 +59,10 @@ class Referee:
                 lines.append(f"{stored.modified - EPOCH:9.3f} s  {error}")
         return [f"shard {shard} of run {run}:", *lines]
 
+    def stories(self) -> list[str]:
+        """Return all logs of all runs in plain words."""
+        return [line for run, shard in sorted(self._shards) for line in self.story(run, shard)]
+
     # ------------------------------------------------------------------ tasks
 
     def started(self, worker: str) -> Callable[[Work], None]:

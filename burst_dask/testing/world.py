@@ -134,6 +134,10 @@ class World:
         self.referee = Referee(self.bucket, scenario)
         self.workers: list[Worker] = []
         self.session: SessionId | None = None
+        #: virtual seconds it took, and callbacks that ran: the same seed gives the same
+        self.ended, self.steps = 0.0, 0
+        #: workers that died, or may have been taken for dead
+        self.deaths = 0
         self._clients = 0
         self._main = self.loop.process("world")
 
@@ -152,6 +156,7 @@ class World:
         for context in self.loop.unhandled:
             if isinstance(context.get("task"), asyncio.Task):
                 self.referee.complain(f"unhandled: {context.get('message')}: {context.get('exception')!r}")
+        self.ended, self.steps = self.loop.time(), self.loop.steps
         self.bucket.closed = True
         self.loop.finish()
 
@@ -243,7 +248,7 @@ class World:
 
     def _lost_innocently(self, value: str | None) -> bool:
         """Tell whether an unexpected failure may be WorkerLost: so many workers did die."""
-        return value is None and self.scenario.processes_fail
+        return value is None and self.deaths >= self.scenario.settings.lost_workers
 
     async def _wait_and_fetch(self, machine: Machine, run: RunId) -> dict[int, str | None]:
         while True:
@@ -289,6 +294,7 @@ class World:
 
     def crash(self, worker: Worker) -> None:
         """Kill a worker; its supervisor records that, and starts another."""
+        self.deaths += 1
         worker.process.kill()
         self._main.start(self._bury(worker))
 
@@ -314,6 +320,7 @@ class World:
         if not working:
             return
         worker = working[fault.worker % len(working)]
+        self.deaths += fault.kind in (Kind.VANISH, Kind.BLACKOUT, Kind.PAUSE, Kind.PARTITION)
         if fault.kind is Kind.CRASH:
             self.crash(worker)
         elif fault.kind is Kind.VANISH:

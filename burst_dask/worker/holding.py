@@ -117,6 +117,8 @@ class Holding:
         self.running: set[int] = set()
         self.attempts: Counter[int] = Counter()
         self.finished = Finished()
+        #: what the entry on its way reserves; it may land at any moment, and what it gives back may be split off then
+        self.sent: Bitmap | None = None
         #: global number -> how many positions to run still need its value
         self.uses: Counter[int] = Counter()
         #: positions whose results tasks of other shards wait for …
@@ -238,7 +240,7 @@ class Holding:
         """Take in what others appended: tasks split off, or finished by a backup copy."""
         gone = self.shard.index.tasks - shard.index.tasks
         covered = shard.index.outcomes.all - self.shard.index.outcomes.all
-        self.shard = shard
+        self.shard, self.sent = shard, None
         for position in gone:
             # What stays here and depends on it now awaits another shard's outcome.
             self._forget(position)
@@ -255,9 +257,13 @@ class Holding:
         self.news()
         self._unpark()
 
+    def sending(self, shard: Shard) -> None:
+        """Note that the entry which leads to `shard` is on its way: only what it reserves, too, may start."""
+        self.sent = shard.index.reserved
+
     def committed(self, shard: Shard) -> None:
         """Take in the state after an entry of one's own."""
-        self.shard = shard
+        self.shard, self.sent = shard, None
         self._unpark()
 
     def collect(self) -> Finished:
@@ -274,7 +280,11 @@ class Holding:
             self._enable(position)
 
     def _may_start(self, position: int) -> bool:
-        return (position in self.revived or position in self.shard.index.reserved) and position not in self.lacking
+        if position in self.lacking:
+            return False
+        if position in self.revived:
+            return True
+        return position in self.shard.index.reserved and (self.sent is None or position in self.sent)
 
     def _enable(self, position: int) -> None:
         """Queue a task whose dependencies all have outcomes."""
@@ -384,7 +394,9 @@ class Holding:
             position = item[1]
             if position not in self.todo or position in self.running:
                 continue
-            if fits(self.table.resources.get(position, {}), free):
+            if not self._may_start(position):
+                self.parked.add(position)  # it was given back
+            elif fits(self.table.resources.get(position, {}), free):
                 found = position
             else:
                 unfit.append(item)
@@ -451,7 +463,7 @@ class Holding:
             self.candidates(),
             self.guess,
             self.shard.index.strikes,
-            Bitmap.of(self.running - self.revived),
+            Bitmap.of((self.running & self.todo) - self.revived),
             threads,
             seconds,
         )

@@ -168,6 +168,7 @@ class Tender:
         holding, context = self.holding, self.context
         while True:
             attempt = log.prepare(holding.shard, context.author, action(holding.shard), outgoing.blobs)
+            holding.sending(attempt.shard)
             after = await context.insist(partial(log.append, context.store, self.view.run, attempt))
             if after is not None:
                 self._last_entry = context.clock.monotonic()

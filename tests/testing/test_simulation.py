@@ -1,0 +1,83 @@
+"""The production agent and client, in worlds by seed: no rule of the protocol may break in any of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from burst_dask.testing.scenario import Scenario, Weather
+from burst_dask.testing.soak import KNOWN_BAD, command, report
+from burst_dask.testing.world import World, play
+
+#: Seeds in one test: as many as a quick look takes.
+TOGETHER = 25
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> object:
+    """Everything fails all the time here: the agents' warnings would fill the log."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_seeds_that_once_found_a_bug() -> None:
+    for seed in KNOWN_BAD:
+        world = play(seed)
+        assert not world.broken, report(world)
+
+
+@pytest.mark.parametrize("first", range(0, 300, TOGETHER))
+def test_no_rule_breaks(first: int) -> None:
+    for seed in range(first, first + TOGETHER):
+        world = play(seed)
+        assert not world.broken, report(world)
+
+
+def test_the_seeds_have_all_weathers_and_faults() -> None:
+    scenarios = [Scenario.of(seed) for seed in range(300)]
+    assert {scenario.weather for scenario in scenarios} == set(Weather)
+    kinds = {fault.kind.value for scenario in scenarios for fault in scenario.faults}
+    assert kinds == {"crash", "vanish", "pause", "terminate", "partition", "jump", "blackout"}
+    assert any(work.kills for scenario in scenarios for work in scenario.graph.work)
+    assert any(work.fails for scenario in scenarios for work in scenario.graph.work)
+    assert any(scenario.submitter_dies for scenario in scenarios)
+    assert any(scenario.collector_dies for scenario in scenarios)
+
+
+def trace(seed: int) -> str:
+    """Return all that a world wrote, and when."""
+    world = play(seed)
+    lines = [f"{world.steps} {world.ended!r}"]
+    lines += [f"{key} {stored.modified!r} {len(stored.body)}" for key, stored in sorted(world.bucket.objects.items())]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("seed", [3, 17, 23])
+def test_a_seed_replays_exactly_in_another_process(seed: int) -> None:
+    program = f"import test_simulation, logging; logging.disable(50); print(test_simulation.trace({seed}))"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert found[0].strip() == trace(seed)
+
+
+def test_a_broken_seed_is_told_with_its_story_and_the_command() -> None:
+    world = World(Scenario.of(17))
+    world.run()
+    run, shard = sorted(world.referee._shards)[0]
+    world.referee.complain("something is wrong", run, shard)
+    text = report(world)
+    assert "something is wrong" in text and "claimed" in text and command(17) in text
