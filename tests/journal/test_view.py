@@ -131,7 +131,7 @@ async def test_what_is_not_stored_cannot_be_fetched(store: Store, view: RunView)
 
 async def test_an_entry_that_was_listed_and_is_gone_is_named(store: Store, view: RunView) -> None:
     await split_and_done(store)
-    await view.list_entries()
+    await view.survey(lambda changed: [])
     await store.delete([keys.entry(keys.shard_log(RUN, ROOT), 2)])
     with pytest.raises(CorruptObject, match="entry 2 of shard 00000"):
         await view._jump(ROOT)
