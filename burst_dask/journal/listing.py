@@ -58,7 +58,7 @@ async def newest_entries(store: Store, run: RunId, behind: Mapping[ShardId, str]
     Parameters
     ----------
     behind
-        For each shard, a key of its log, or the log's prefix: what is up to there is known. Other
+        For each shard, a key in its log, which need not exist: what is up to there is known. Other
         shards' entries may be found as well.
 
     Notes
@@ -97,7 +97,7 @@ class _Listing:
     async def _list(self, group: asyncio.TaskGroup, stretch: list[ShardId]) -> None:
         """List a stretch of logs, leaving parts of it to others while there are some idle."""
         whole, pages, after = len(stretch), 0, ""
-        while stretch:
+        while True:
             after = max(after, self._behind[stretch[0]])
             page = await first_page(self._store, self._run, after)
             pages += 1
@@ -107,6 +107,8 @@ class _Listing:
             after = page[-1].key
             reached = key_order(keys.shard_of_entry(after))
             stretch = [shard for shard in stretch if key_order(shard) >= reached]
+            if not stretch:
+                break
             pages_left = len(stretch) * pages / max(1, whole - len(stretch))
             parts = max(1, min(self._idle + 1, int(pages_left) // _PAGES, len(stretch)))
             size = -(-len(stretch) // parts)

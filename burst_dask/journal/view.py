@@ -301,9 +301,9 @@ class RunView:
         return max(self._newest(shard), self._next(shard) - 1)
 
     def _before(self, shard: ShardId, number: int) -> str:
-        """Return the greatest key that is less than that of an entry, as listings take it."""
+        """Return a key behind which a listing of the log begins with that entry."""
         shard_log = keys.shard_log(self.run, shard)
-        return keys.entry(shard_log, number - 1) if number else shard_log
+        return keys.entry(shard_log, number - 1) if number else keys.entry(shard_log, 0)[:-1]
 
     async def _jump(self, shard: ShardId) -> None:
         newest = self._listed[shard].number

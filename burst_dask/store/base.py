@@ -67,7 +67,8 @@ class Store(Protocol):
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
         """Yield pages of the objects below `prefix` (which ends with ``/`` or is empty), by key.
 
-        Only keys greater than `after` are listed. An empty listing yields no page.
+        Only keys greater than `after` are listed; it need not exist, and does not end with ``/``.
+        An empty listing yields no page.
         """
 
     async def folders(self, prefix: str) -> builtins.list[str]:

@@ -183,10 +183,10 @@ class StoreContract:
 
     @in_loop
     async def test_listing_begins_anywhere_in_nested_keys(self, store):
-        keys = ["l", "l/00012-3/0", "l/00012-3/1", "l/00012/0", "l/00012/1", "l/00012/x/y", "l/a", "l/b/c", "m/0"]
+        keys = ["k", "l/00012-3/0", "l/00012-3/1", "l/00012/0", "l/00012/1", "l/00012/x/y", "l/a", "l/b/c", "m/0"]
         for key in keys:
             await store.put(key, b"1")
-        for after in [*keys, "l/", "l/00012", "l/00012-", "l/00012/", "l/0", "l/b/", "l/z", "m"]:
+        for after in [*keys, "l", "l/00012", "l/00012-", "l/00012/00", "l/0", "l/b", "l/z", "m"]:
             assert await listed(store, "l/", after=after) == [k for k in keys[1:-1] if k > after]
             assert await listed(store, after=after) == [key for key in keys if key > after]
 
