@@ -238,7 +238,7 @@ class RunView:
             behind = [shard for shard in choose(behind) if self._parent_known(shard)]
         # Parents first, because a child's beginning is known through its parent.
         for depth in sorted({shard.count("-") for shard in behind}):
-            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth])
+            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth], 2 * PARALLEL)
 
     async def last_change(self) -> float:
         """Return when the newest known entry was written, in seconds since 1970 by the store's clock.

@@ -156,11 +156,11 @@ class ObstoreStore:
         try:
             if after and not self._traits.ordered:
                 page: list[Meta] = []
-                async for meta in self._behind(prefix, after):
-                    page.append(meta)
-                    if len(page) == PAGE:
-                        yield page
-                        page = []
+                async for some in self._behind(prefix, after):
+                    page += some
+                    while len(page) >= PAGE:
+                        yield page[:PAGE]
+                        page = page[PAGE:]
                 if page:
                     yield page
                 return
@@ -177,20 +177,27 @@ class ObstoreStore:
         except Exception as error:
             raise translate(error, f"list {prefix!r}", self._url) from None
 
-    async def _behind(self, prefix: str, after: str) -> AsyncIterator[Meta]:
+    async def _behind(self, prefix: str, after: str) -> AsyncIterator[builtins.list[Meta]]:
         """Yield what lies behind `after` in the order of keys, folder by folder.
 
         A store without order would read everything below `prefix` to tell what comes next.
         """
         found = await self._children(prefix)
-        folders: list[tuple[str, Meta | None]] = [(path + "/", None) for path in found["common_prefixes"]]
-        for key, meta in sorted(folders + [(meta.key, meta) for meta in _metas(found["objects"])]):
-            if meta is not None:
-                if key > after:
-                    yield meta
-            elif key > after or after.startswith(key):
-                async for below in self._behind(key, after):
-                    yield below
+        objects = {meta.key: meta for meta in _metas(found["objects"]) if meta.key > after}
+        folders = {path + "/" for path in found["common_prefixes"]}
+        folders = {path for path in folders if path > after or after.startswith(path)}
+        batch: list[Meta] = []
+        for key in sorted(folders | objects.keys()):
+            if key not in folders:
+                batch.append(objects[key])
+                continue
+            if batch:
+                yield batch
+                batch = []
+            async for below in self._behind(key, after):
+                yield below
+        if batch:
+            yield batch
 
     async def folders(self, prefix: str) -> builtins.list[str]:
         try:
