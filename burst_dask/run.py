@@ -31,7 +31,7 @@ from burst_dask.errors import (
 )
 from burst_dask.journal.view import RunView, TaskOutcome
 from burst_dask.link import Link
-from burst_dask.protocol import keys, policy
+from burst_dask.protocol import policy
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Attach, Cancel, Plan
 from burst_dask.protocol.shard import Phase
@@ -363,8 +363,7 @@ async def run_status(link: Link, view: RunView, workers: WorkersStatus) -> RunSt
     totals = view.totals()
     ended = link.clock.wall()
     if not totals.pending:
-        pages = [page async for page in link.store.list(keys.run_logs(view.run))]
-        ended = max((meta.modified for page in pages for meta in page), default=view.plan.created)
+        ended = await view.last_change() or view.plan.created
         state = "failed" if totals.failed else "done"
     elif view.run in link.state.cancelled:
         state = "cancelled"

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from burst_dask.errors import CorruptObject, ProtocolError
 from burst_dask.journal import log
+from burst_dask.journal.listing import Newest, first_page, key_order, newest_entries, newest_of
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import unseal
@@ -20,6 +21,7 @@ from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import Location, Plan, decode
 from burst_dask.protocol.shard import Phase, Shard, object_key_name
 from burst_dask.store.base import Span, Store
+from burst_dask.store.requests import PAGE
 
 #: Requests under way at once when many objects are read: enough to hide 30 ms each, and far
 #: below what one prefix of S3 takes (5,500 GET a second).
@@ -89,8 +91,10 @@ class RunView:
         self.run: RunId = plan.run
         #: folded states; a plan shard that is not here is untouched as far as known
         self.shards: dict[ShardId, Shard] = {}
-        #: newest entry number that a listing showed
-        self._listed: dict[ShardId, int] = {}
+        #: newest entry that a listing showed
+        self._listed: dict[ShardId, Newest] = {}
+        #: shards that a listing showed to have entries
+        self._touched: set[ShardId] = set()
         self._inline: OrderedDict[tuple[ShardId, int], memoryview] = OrderedDict()
         self._inline_size = 0
 
@@ -165,7 +169,7 @@ class RunView:
     def touched(self, number: int) -> bool:
         """Tell whether plan shard `number` is known to have been claimed once."""
         shard = keys.root_shard(number)
-        return shard in self.shards or shard in self._listed
+        return shard in self.shards or shard in self._touched
 
     # ------------------------------------------------------------------ learning more
 
@@ -184,7 +188,7 @@ class RunView:
             Read one entry, which is known to be there, and do not look for more.
         """
         news = False
-        number = max(self.shard(shard).next, self._listed.get(shard, 0))
+        number = max(self.shard(shard).next, self._newest(shard))
         while (found := await log.read(self.store, self.run, shard, number)) is not None:
             entry, blobs = found
             self.learn(Shard.at(shard, entry))
@@ -194,40 +198,115 @@ class RunView:
                 break
         return news
 
-    async def list_entries(self) -> None:
-        """List all shard logs: afterwards `touched` is up to date, at one request per 1,000 entries."""
-        async for page in self.store.list(keys.run_logs(self.run)):
-            for meta in page:
-                shard = keys.shard_of_entry(meta.key)
-                self._listed[shard] = max(self._listed.get(shard, 0), keys.entry_number(meta.key))
+    async def catch_up(self, shard: ShardId) -> bool:
+        """Bring one shard up to date that may be far behind; tell whether there was news.
+
+        One GET when there is none; else the newest entry is reached by a listing of the shard's log,
+        and what lies between is not read.
+        """
+        number = max(self._next(shard), self._newest(shard))
+        found = await log.read(self.store, self.run, shard, number)
+        if found is None:
+            return False
+        self.learn(Shard.at(shard, found[0]))
+        self.keep_inline(shard, number, found[1])
+        shard_log = keys.shard_log(self.run, shard)
+        async for page in self.store.list(shard_log, after=keys.entry(shard_log, number)):
+            self._take(newest_of(page))
+        if self._newest(shard) > number:
+            await self._jump(shard)
+        return True
+
+    async def list_shards(self) -> None:
+        """Learn which shards were touched, at one request per 1,000 of them; read nothing."""
+        self._touched.update(map(ShardId, await self.store.folders(keys.run_logs(self.run))))
 
     async def survey(self, choose: Callable[[list[ShardId]], list[ShardId]] | None = None) -> None:
-        """Bring the view up to date: a listing, then the newest entry of each shard that changed.
+        """Bring the view up to date: listings, then the newest entry of each shard that changed.
+
+        One listing when the entries that may matter fit in a page; more of them are listed in
+        parallel. Nothing is sent when every shard is known to be complete.
 
         Parameters
         ----------
         choose
             Picks those of the changed shards that are read; None reads all.
         """
-        await self.list_entries()
-        behind = [shard for shard, newest in self._listed.items() if self._next(shard) <= newest]
+        await self._list_entries()
+        behind = [shard for shard in self._listed if self._next(shard) <= self._newest(shard)]
         if choose is not None:
             behind = [shard for shard in choose(behind) if self._parent_known(shard)]
         # Parents first, because a child's beginning is known through its parent.
         for depth in sorted({shard.count("-") for shard in behind}):
-            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth])
+            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth], 2 * PARALLEL)
+
+    async def last_change(self) -> float:
+        """Return when the newest known entry was written, in seconds since 1970 by the store's clock.
+
+        When no listing showed the newest entries, they are listed; 0.0 without any entry.
+        """
+        unseen = [id for id, shard in self.shards.items() if self._newest(id) < shard.next - 1]
+        behind = {shard: self._before(shard, self._next(shard) - 1) for shard in unseen}
+        self._take(await newest_entries(self.store, self.run, behind))
+        return max((newest.modified for newest in self._listed.values()), default=0.0)
+
+    async def _list_entries(self) -> None:
+        """Learn the newest entry number of every shard that may have a new one."""
+        open = next((number for number in range(len(self.plan.shards)) if not self.complete(number)), None)
+        if open is None:
+            return
+        reached = ""
+        entries = sum(self._last(shard) + 1 for shard in self._touched if keys.root_number(shard) >= open)
+        if entries < PAGE:
+            # Of all keys, those of this shard and its children are the first behind this.
+            page = await first_page(self.store, self.run, keys.run_logs(self.run) + keys.root_shard(open))
+            self._take(newest_of(page))
+            if len(page) < PAGE:
+                return
+            reached = key_order(keys.shard_of_entry(page[-1].key))
+        await self.list_shards()
+        behind = {
+            shard: self._before(shard, self._last(shard) + 1)
+            for shard in self._touched
+            if key_order(shard) >= reached and not self._is_complete(shard)
+        }
+        self._take(await newest_entries(self.store, self.run, behind))
+
+    def _take(self, listed: dict[ShardId, Newest]) -> None:
+        """Take in what a listing showed."""
+        for shard, newest in listed.items():
+            if self._newest(shard) <= newest.number:
+                self._listed[shard] = newest
+        self._touched.update(listed)
 
     def _parent_known(self, shard: ShardId) -> bool:
         parent, dash, _ = shard.rpartition("-")
         known = self.shards.get(ShardId(parent))
         return not dash or (known is not None and shard in known.index.children)
 
+    def _is_complete(self, shard: ShardId) -> bool:
+        known = self.shards.get(shard)
+        return known is not None and known.phase is Phase.COMPLETE
+
     def _next(self, shard: ShardId) -> int:
         known = self.shards.get(shard)
         return 0 if known is None else known.next
 
+    def _newest(self, shard: ShardId) -> int:
+        """Return the number of the newest entry that a listing showed, -1 without one."""
+        return self._listed[shard].number if shard in self._listed else -1
+
+    def _last(self, shard: ShardId) -> int:
+        """Return the number of the newest entry that is known to exist, -1 without one."""
+        return max(self._newest(shard), self._next(shard) - 1)
+
+    def _before(self, shard: ShardId, number: int) -> str:
+        """Return a key behind which a listing of the log begins with that entry."""
+        shard_log = keys.shard_log(self.run, shard)
+        return keys.entry(shard_log, number - 1) if number else keys.entry(shard_log, 0)[:-1]
+
     async def _jump(self, shard: ShardId) -> None:
-        newest = self._listed[shard]
+        newest = self._listed[shard].number
         found = await log.read(self.store, self.run, shard, newest)
         if found is None:
             raise CorruptObject(f"entry {newest} of shard {shard} of run {self.run} was listed and is gone")

@@ -58,7 +58,7 @@ def _connect_file(address: Address) -> ObstoreStore:
         raise translate(OSError(f"{error} (os error {error.errno})"), "open", address.url) from None
     except Exception as error:
         raise translate(error, "open", address.url) from None
-    return ObstoreStore(store, address.url, Traits(remote=False, bulk_delete=False, ordered=False))
+    return ObstoreStore(store, address.url, Traits(remote=False, bulk_delete=False, ordered=False, real_folders=True))
 
 
 def _connect_s3(address: Address) -> ObstoreStore:

@@ -6,6 +6,7 @@ Every verb is a coroutine. An implementation raises only errors of the tree in
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -66,7 +67,26 @@ class Store(Protocol):
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
         """Yield pages of the objects below `prefix` (which ends with ``/`` or is empty), by key.
 
-        Only keys greater than `after` are listed. An empty listing yields no page.
+        Only keys greater than `after` are listed; it need not exist, and does not end with ``/``.
+        An empty listing yields no page.
+        """
+
+    async def folders(self, prefix: str) -> builtins.list[str]:
+        """Return the names directly below `prefix` that have objects below them, sorted.
+
+        `prefix` ends with ``/`` or is empty; the names are without it and without a slash. One
+        request brings `burst_dask.store.requests.PAGE` names, however many objects lie below.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> from burst_dask.store import open_store
+        >>> async def example(store):
+        ...     for key in ("log/00012/0", "log/00012/1", "log/00012-3/0", "log/note"):
+        ...         await store.put(key, b"")
+        ...     return await store.folders("log/")
+        >>> asyncio.run(example(open_store("memory://folders-example")))
+        ['00012', '00012-3']
         """
 
     async def delete(self, keys: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ each "already exists" answers the very request that was sent.
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -30,6 +31,8 @@ T = TypeVar("T")
 _ANSWER_SECONDS = 10.0
 #: … and this long for each MiB on top: a domestic uplink.
 _SECONDS_PER_BYTE = 2.0 / (1 << 20)
+#: The folders of a prefix come in as many pages as it takes, all within so many such times.
+_FOLDERS_ANSWERS = 6
 #: A plain put of more than this goes up in parts. Bytes.
 _MULTIPART_FROM = 64 << 20
 #: Requests of one call under way at once.
@@ -43,8 +46,10 @@ class Traits(NamedTuple):
     remote: bool
     #: one request deletes many, and an absent object is no error
     bulk_delete: bool
-    #: listings come in the order of keys
+    #: listings come in the order of keys, and begin where they are asked to
     ordered: bool
+    #: folders exist of themselves, so there may be empty ones
+    real_folders: bool = False
 
 
 class ObstoreStore:
@@ -149,6 +154,16 @@ class ObstoreStore:
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
         try:
+            if after and not self._traits.ordered:
+                page: list[Meta] = []
+                async for some in self._behind(prefix, after):
+                    page += some
+                    while len(page) >= PAGE:
+                        yield page[:PAGE]
+                        page = page[PAGE:]
+                if page:
+                    yield page
+                return
             stream = obstore.list(
                 self._store, prefix.rstrip("/") or None, offset=after or None, chunk_size=PAGE
             ).__aiter__()
@@ -157,10 +172,51 @@ class ObstoreStore:
                 for start in range(0, len(entries), PAGE):
                     yield entries[start : start + PAGE]
                 return
-            while (page := await self._within(0, anext(stream, None))) is not None:
-                yield _metas(page)
+            while (metas := await self._within(0, anext(stream, None))) is not None:
+                yield _metas(metas)
         except Exception as error:
             raise translate(error, f"list {prefix!r}", self._url) from None
+
+    async def _behind(self, prefix: str, after: str) -> AsyncIterator[builtins.list[Meta]]:
+        """Yield what lies behind `after` in the order of keys, folder by folder.
+
+        A store without order would read everything below `prefix` to tell what comes next.
+        """
+        found = await self._children(prefix)
+        objects = {meta.key: meta for meta in _metas(found["objects"]) if meta.key > after}
+        folders = {path + "/" for path in found["common_prefixes"]}
+        folders = {path for path in folders if path > after or after.startswith(path)}
+        batch: list[Meta] = []
+        for key in sorted(folders | objects.keys()):
+            if key not in folders:
+                batch.append(objects[key])
+                continue
+            if batch:
+                yield batch
+                batch = []
+            async for below in self._behind(key, after):
+                yield below
+        if batch:
+            yield batch
+
+    async def folders(self, prefix: str) -> builtins.list[str]:
+        try:
+            paths = (await self._children(prefix))["common_prefixes"]
+            if self._traits.real_folders:
+                holds = await self._gather(self._holds_objects(path) for path in paths)
+                paths = [path for path, full in zip(paths, holds, strict=True) if full]
+        except Exception as error:
+            raise translate(error, f"list {prefix!r}", self._url) from None
+        return sorted(path.rpartition("/")[2] for path in paths)
+
+    async def _children(self, prefix: str) -> obstore.ListResult[Sequence[obstore.ObjectMeta]]:
+        """Return what lies directly below `prefix`: objects, and folders without their slash."""
+        request = obstore.list_with_delimiter_async(self._store, prefix.rstrip("/") or None)
+        return await self._within(0, request, answers=_FOLDERS_ANSWERS)
+
+    async def _holds_objects(self, path: str) -> bool:
+        """Tell whether a directory holds more than what a writer that died has left: itself."""
+        return await self._within(0, anext(obstore.list(self._store, path, chunk_size=1).__aiter__(), None)) is not None
 
     async def delete(self, keys: Iterable[str]) -> None:
         keys = list(keys)
@@ -192,12 +248,12 @@ class ObstoreStore:
             raise translate(error, f"get {key}", self._url) from None
         return meta["last_modified"].timestamp()
 
-    async def _within(self, size: int, request: Awaitable[T]) -> T:
+    async def _within(self, size: int, request: Awaitable[T], *, answers: int = 1) -> T:
         """Await `request`, which moves `size` bytes, for as long as a working store would take."""
         with leaving.request():
             if not self._traits.remote:
                 return await request
-            seconds = _ANSWER_SECONDS + size * _SECONDS_PER_BYTE
+            seconds = answers * _ANSWER_SECONDS + size * _SECONDS_PER_BYTE
             try:
                 async with asyncio.timeout(seconds):
                     return await request

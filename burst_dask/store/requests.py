@@ -19,6 +19,15 @@ COALESCE = 1 << 20
 PART = 16 << 20
 
 
+def pages(count: int) -> int:
+    """Return the requests that list `count` things: one also when there are none.
+
+    >>> pages(0), pages(1000), pages(1001)
+    (1, 1, 2)
+    """
+    return max(1, -(-count // PAGE))
+
+
 def plan(spans: Sequence[Span]) -> list[Span]:
     """Return the requests that read `spans`, in order and without overlap.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -94,6 +95,9 @@ class Retrying:
         while page := await self._repeat(following):
             after = page[-1].key
             yield page
+
+    async def folders(self, prefix: str) -> builtins.list[str]:
+        return await self._repeat(lambda: self.inner.folders(prefix))
 
     async def delete(self, keys: Iterable[str]) -> None:
         waiting = list(keys)

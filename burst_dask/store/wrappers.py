@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from burst_dask.clock import Clock
 from burst_dask.errors import StoreError, StoreUnavailable
 from burst_dask.store.base import Body, Meta, Span, Store
-from burst_dask.store.requests import DELETE_BATCH, plan
+from burst_dask.store.requests import DELETE_BATCH, pages, plan
 
 VERBS = ("put", "create", "get", "list", "delete")
 #: USD a request: S3 Standard in us-east-1. A failed conditional write is billed like any other.
@@ -66,6 +67,12 @@ class Counting:
         except StoreError:
             self.requests["list"] += uncounted
             raise
+
+    async def folders(self, prefix: str) -> builtins.list[str]:
+        self.requests["list"] += 1
+        names = await self.inner.folders(prefix)
+        self.requests["list"] += pages(len(names)) - 1
+        return names
 
     async def delete(self, keys: Iterable[str]) -> None:
         keys = list(keys)
@@ -148,6 +155,13 @@ class Delayed:
             first = False
             yield page
 
+    async def folders(self, prefix: str) -> builtins.list[str]:
+        await self._clock.sleep(self.latencies["list"])
+        names = await self.inner.folders(prefix)
+        if (more := pages(len(names)) - 1) > 0:
+            await self._clock.sleep(self.latencies["list"] * more)
+        return names
+
     async def delete(self, keys: Iterable[str]) -> None:
         keys = list(keys)
         await self._clock.sleep(self.latencies["delete"] * -(-len(keys) // DELETE_BATCH))
@@ -213,6 +227,12 @@ class Faulty:
             yield page
         if empty:
             self._sent("list", prefix)()
+
+    async def folders(self, prefix: str) -> builtins.list[str]:
+        lost = self._sent("list", prefix)
+        names = await self.inner.folders(prefix)
+        lost()
+        return names
 
     async def delete(self, keys: Iterable[str]) -> None:
         keys = list(keys)

@@ -126,7 +126,7 @@ class Finder:
             if shard is not None:
                 return shard
             if attempt == 0:
-                await self.context.insist(view.list_entries)
+                await self.context.insist(view.list_shards)
         return None
 
     def _untouched(self, view: RunView, limit: int) -> list[int]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 
 from burst_dask.clock import Entropy, SystemClock
-from burst_dask.errors import CorruptObject, ProtocolError
-from burst_dask.journal import log
+from burst_dask.errors import CorruptObject, ProtocolError, StoreAccessDenied
+from burst_dask.journal import listing, log
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
@@ -26,8 +29,8 @@ from burst_dask.protocol.records import (
     Split,
     encode,
 )
-from burst_dask.protocol.shard import Shard
-from burst_dask.store import Store, open_store, requests_of
+from burst_dask.protocol.shard import Phase, Shard
+from burst_dask.store import Meta, Store, open_store, requests_of
 
 RUN = RunId("s.r")
 ROOT, SECOND = keys.root_shard(0), keys.root_shard(1)
@@ -74,6 +77,87 @@ async def split_and_done(store: Store) -> None:
     await write(store, child, "b", Commit(outcomes=Outcomes(done=Bitmap.of([5]), ran=1), reserved=EMPTY))
 
 
+async def open_large(store: Store, shards: int, run: RunId = RUN) -> RunView:
+    """Return the view of a run with that many plan shards of four tasks each."""
+    infos = tuple(ShardInfo(4 * number, 4, Place(0, 0, 1), (), 4, 0) for number in range(shards))
+    plan = Plan(run=run, tasks=4 * shards, shards=infos, outputs=pickle.dumps(0), created=0.0, size=2)
+    await store.create(keys.plan(run), encode(plan))
+    view = await RunView.open(store, run)
+    assert view is not None
+    return view
+
+
+async def grow(store: Store, shard: Shard, entries: int) -> Shard:
+    """Append entries to a log: what they reserve tells them apart."""
+    for _ in range(entries):
+        if shard.phase is Phase.FREE:
+            shard = await write(store, shard, "a", Claim(EMPTY))
+        else:
+            reserved = Bitmap.of([shard.next % 2]) & shard.index.pending
+            shard = await write(store, shard, "a", Commit(outcomes=Outcomes(), reserved=reserved))
+    return shard
+
+
+async def finish(store: Store, shard: Shard) -> Shard:
+    """Append the entry that completes a claimed shard."""
+    outcomes = Outcomes(done=shard.index.pending, ran=len(shard.index.pending))
+    shard = await write(store, shard, "a", Commit(outcomes=outcomes, reserved=EMPTY))
+    assert shard.phase is Phase.COMPLETE
+    return shard
+
+
+async def grow_large(store: Store, view: RunView, lengths: Sequence[int]) -> list[Shard]:
+    """Grow the logs of the plan shards to those lengths; every third has a child, and that one too."""
+
+    async def one(number: int, length: int) -> list[Shard]:
+        shard = await grow(store, view.shard(keys.root_shard(number)), length)
+        if number % 3:
+            return [shard]
+        child_id = keys.child_shard(shard.id, shard.next)
+        shard = await write(store, shard, "b", Split(child=child_id, tasks=Bitmap.of([2, 3])))
+        child = await grow(store, Shard.untouched(child_id, Bitmap.of([2, 3])), 3)
+        grandchild_id = keys.child_shard(child_id, child.next)
+        child = await write(store, child, "b", Split(child=grandchild_id, tasks=Bitmap.of([3])))
+        grandchild = await grow(store, Shard.untouched(grandchild_id, Bitmap.of([3])), 2)
+        return [shard, child, grandchild]
+
+    grown = await asyncio.gather(*(one(number, length) for number, length in enumerate(lengths) if length))
+    return [shard for family in grown for shard in family]
+
+
+class Cost:
+    """The requests of one step: `cost()` tells those since it was last called."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._before = store, requests_of(store)
+
+    def __call__(self) -> dict[str, int]:
+        before, self._before = self._before, requests_of(self._store)
+        return {verb: count - before[verb] for verb, count in self._before.items() if count > before[verb]}
+
+
+class Watched:
+    """A store that tells how many listings were under way at once, and what they began behind."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.now = self.most = 0
+        self.begun: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
+        self.begun.append(after)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        page = await anext(self.inner.list(prefix, after=after), None)
+        self.now -= 1
+        assert page is not None, "a listing that finds nothing was one too many"
+        yield page
+        raise AssertionError("nobody reads on: the next page could be listed elsewhere meanwhile")
+
+
 @pytest.mark.parametrize("how", ["survey", "poll"])
 async def test_outcomes_are_found_where_tasks_went(store: Store, view: RunView, how: str) -> None:
     await split_and_done(store)
@@ -112,6 +196,149 @@ async def test_a_survey_reads_the_newest_entries_only(store: Store, view: RunVie
     assert requests_of(store)["get"] - before == 2, "what is known is not read again"
 
 
+async def test_a_survey_of_many_entries_finds_the_newest_of_each(store: Store) -> None:
+    view = await open_large(store, 40)
+    lengths = [60 + number for number in range(36)] + [1, 0, 1150, 5]
+    grown = await grow_large(store, view, lengths)
+    entries = sum(shard.next for shard in grown)
+    assert entries > 3000
+    cost = Cost(store)
+    await view.survey()
+    spent = cost()
+    assert view.shards == {shard.id: shard for shard in grown}
+    assert spent["get"] == len(grown)
+    assert entries / 1000 < spent["list"] <= entries / 1000 + 5
+    await view.survey()
+    assert "get" not in cost(), "what is known is not read again"
+    changed = [await grow(store, shard, 2) for shard in grown[::5]]
+    cost()
+    await view.survey()
+    assert cost()["get"] == len(changed)
+    assert all(view.shards[shard.id] == shard for shard in changed)
+
+
+async def test_a_large_survey_lists_in_parallel_and_each_page_once(store: Store) -> None:
+    watched = Watched(store)
+    view = await open_large(store, 250)
+    grown = await grow_large(store, view, [50] * 250)
+    view.store = watched
+    await view.survey()
+    assert len(view.shards) == len(grown) > 400
+    assert 4 <= watched.most <= listing.PARALLEL
+    assert len(set(watched.begun)) == len(watched.begun) <= sum(shard.next for shard in grown) / 1000 + 8
+
+
+async def test_what_is_complete_is_not_listed_again(store: Store) -> None:
+    view = await open_large(store, 6)
+    grown = [await grow(store, view.shard(keys.root_shard(number)), 600) for number in (0, 2, 3, 4)]
+    for shard in grown[:3]:
+        await finish(store, shard)
+    await view.survey()
+    last = await grow(store, grown[3], 1)
+    begun = await grow(store, view.shard(keys.root_shard(1)), 1)
+    watched = view.store = Watched(store)  # type: ignore[assignment]
+    cost = Cost(store)
+    await view.survey()
+    # The folders, the shard that is new in between, then straight on to what was known of the last.
+    assert cost() == {"list": 3, "get": 2}
+    assert watched.begun == [keys.shard_log(RUN, begun.id) + 7 * "0", keys.entry(keys.shard_log(RUN, last.id), 599)]
+    assert view.shards[last.id] == last
+    assert view.shards[begun.id] == begun
+
+
+async def test_a_small_survey_is_one_listing_and_none_when_all_is_complete(store: Store) -> None:
+    view = await open_large(store, 3)
+    cost = Cost(store)
+    await view.survey()
+    assert cost() == {"list": 1}
+    grown = await grow_large(store, view, [3, 3, 3])
+    cost()
+    await view.survey()
+    assert cost() == {"list": 1, "get": 5}
+    await view.survey()
+    assert cost() == {"list": 1}
+    for shard in grown:
+        await finish(store, shard)
+    cost()
+    await view.survey()
+    assert cost() == {"list": 1, "get": 5}
+    assert view.totals().pending == 0
+    await view.survey()
+    assert cost() == {}
+
+
+async def test_shards_are_listed_without_their_entries(store: Store) -> None:
+    view = await open_large(store, 4)
+    await grow_large(store, view, [500, 0, 600, 0])
+    cost = Cost(store)
+    await view.list_shards()
+    assert cost() == {"list": 1}
+    assert [view.touched(number) for number in range(4)] == [True, False, True, False]
+    assert view.shards == {}
+
+
+async def test_catching_up_with_one_shard_reads_two_entries_at_most(store: Store, view: RunView) -> None:
+    cost = Cost(store)
+    assert not await view.catch_up(ROOT)
+    assert cost() == {"get": 1}
+    for entries, requests in [(1, {"get": 1, "list": 1}), (2, {"get": 2, "list": 1}), (1200, {"get": 2, "list": 2})]:
+        shard = await grow(store, view.shard(ROOT), entries)
+        cost()
+        assert await view.catch_up(ROOT)
+        assert cost() == requests
+        assert view.shards == {ROOT: shard}
+        assert not await view.catch_up(ROOT)
+        assert cost() == {"get": 1}
+
+
+async def test_catching_up_begins_where_a_listing_ended(store: Store, view: RunView) -> None:
+    shard = await grow(store, view.shard(ROOT), 40)
+    await view.survey(lambda changed: [])
+    assert view.shards == {}
+    cost = Cost(store)
+    assert await view.catch_up(ROOT)
+    assert cost() == {"get": 1, "list": 1}
+    assert view.shards == {ROOT: shard}
+    assert view.touched(0)
+
+
+@pytest.mark.parametrize("how", ["survey", "poll"])
+async def test_the_last_change_is_dated_by_the_store(store: Store, how: str) -> None:
+    view = await open_large(store, 3)
+    assert await view.last_change() == 0.0
+    grown = await grow_large(store, view, [400, 900, 2])
+    for shard in grown:
+        if how == "survey":
+            await view.survey()
+        else:
+            await view.poll(shard.id)
+    cost = Cost(store)
+    changed = await view.last_change()
+    pages = [page async for page in store.list(keys.run_logs(RUN))]
+    assert changed == max(meta.modified for page in pages for meta in page)
+    listings = cost().get("list", 0) - len(pages)
+    assert listings == 0 if how == "survey" else 1 <= listings <= 2, "what a listing has shown is not listed again"
+
+
+async def test_a_failed_listing_fails_the_survey_as_itself(store: Store) -> None:
+    class Failing(Watched):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
+            if len(self.begun) == 5:
+                raise StoreAccessDenied("no")
+            async for page in super().list(prefix, after=after):
+                yield page
+
+    view = await open_large(store, 100)
+    await grow_large(store, view, [100] * 100)
+    view.store = Failing(store)
+    with pytest.raises(StoreAccessDenied, match=r"^no$"):
+        await view.survey()
+    view.store = store
+    await view.survey()
+    assert view.totals().total == 400
+    assert len(view.shards) == 168
+
+
 async def test_stored_bodies_come_with_what_was_read_anyway(store: Store, view: RunView) -> None:
     await split_and_done(store)
     await view.survey()
@@ -131,7 +358,7 @@ async def test_what_is_not_stored_cannot_be_fetched(store: Store, view: RunView)
 
 async def test_an_entry_that_was_listed_and_is_gone_is_named(store: Store, view: RunView) -> None:
     await split_and_done(store)
-    await view.list_entries()
+    await view.survey(lambda changed: [])
     await store.delete([keys.entry(keys.shard_log(RUN, ROOT), 2)])
     with pytest.raises(CorruptObject, match="entry 2 of shard 00000"):
         await view._jump(ROOT)

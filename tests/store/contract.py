@@ -159,6 +159,38 @@ class StoreContract:
         assert await listed(store, after="ab/2/3") == ["abc/1", "b"]
 
     @in_loop
+    async def test_folders_are_what_has_objects_below(self, store):
+        assert await store.folders("log/") == await store.folders("") == []
+        nested = ["log/00012/0", "log/00012/1", "log/00012-3/0", "log/00012-30/deep/er/0", "log/a b/ü+%20&=x"]
+        for key in [*nested, "log/object", "logs/other/0", "log.x"]:
+            await store.put(key, b"1")
+        assert await store.folders("log/") == ["00012", "00012-3", "00012-30", "a b"]
+        assert await store.folders("log/00012/") == []
+        assert await store.folders("log/00012-30/") == ["deep"]
+        assert await store.folders("log/0001/") == []
+        assert await store.folders("") == ["log", "logs"]
+        await store.delete(["log/00012-3/0", "log/00012-30/deep/er/0"])
+        assert await store.folders("log/") == ["00012", "a b"]
+
+    @in_loop
+    async def test_many_folders_cost_a_request_a_thousand(self, store):
+        names = [f"{number:05}" for number in range(1100)]
+        for start in range(0, len(names), 50):
+            await asyncio.gather(*(store.put(f"many/{name}/0", b"1") for name in names[start : start + 50]))
+        before = requests_of(store)["list"]
+        assert await store.folders("many/") == names
+        assert requests_of(store)["list"] - before == 2
+
+    @in_loop
+    async def test_listing_begins_anywhere_in_nested_keys(self, store):
+        keys = ["k", "l/00012-3/0", "l/00012-3/1", "l/00012/0", "l/00012/1", "l/00012/x/y", "l/a", "l/b/c", "m/0"]
+        for key in keys:
+            await store.put(key, b"1")
+        for after in [*keys, "l", "l/00012", "l/00012-", "l/00012/00", "l/0", "l/b", "l/z", "m"]:
+            assert await listed(store, "l/", after=after) == [k for k in keys[1:-1] if k > after]
+            assert await listed(store, after=after) == [key for key in keys if key > after]
+
+    @in_loop
     async def test_many_objects_are_listed_in_pages_and_deleted_in_batches(self, store):
         keys = [f"many/{number:05}" for number in range(2500)]
         for start in range(0, len(keys), 50):

@@ -31,6 +31,7 @@ async def test_every_verb_survives_a_fault(memory, fault):
     assert await store("get").get("a/1") == b"1"
     assert await store("get").get_ranges("a/1", [Span(0, 1)]) == [b"1"]
     assert await listed(store("list"), "a/") == ["a/1", "a/2"]
+    assert await store("list").folders("") == ["a"]
     assert await store("put").time("a/3") > 0
     await store("delete").delete(["a/1", "a/2", "a/3"])
     assert await listed(memory, "a/") == []

@@ -43,6 +43,29 @@ async def test_pages_of_a_listing_are_counted(name):
 
 
 @in_loop
+async def test_pages_of_folders_are_counted_and_delayed(name):
+    clock = StillClock()
+    memory = open_store(f"memory://{name}")
+    store = Counting(Delayed(memory, clock, {"list": 10.0}))
+    assert await store.folders("log/") == []
+    assert (store.requests["list"], clock.now) == (1, 10.0)
+    for number in range(2001):
+        await memory.put(f"log/{number:05}/0", b"")
+    assert len(await store.folders("log/")) == 2001
+    assert (store.requests["list"], clock.now) == (4, 40.0)
+
+
+@in_loop
+async def test_a_directory_without_objects_is_no_folder(tmp_path):
+    """A writer that dies between making a directory and its object leaves the directory."""
+    store = open_store(tmp_path)
+    await store.put("log/00001/0", b"")
+    (tmp_path / "log" / "00002").mkdir()
+    (tmp_path / "log" / "00003" / "deeper").mkdir(parents=True)
+    assert await store.folders("log/") == ["00001"]
+
+
+@in_loop
 async def test_failed_requests_are_counted(name):
     class Broken:
         async def put(self, key, body):
