@@ -95,6 +95,8 @@ class RunView:
         self._listed: dict[ShardId, Newest] = {}
         #: shards that a listing showed to have entries
         self._touched: set[ShardId] = set()
+        #: whether a page of a listing once was too small for its entries
+        self._is_large = False
         self._inline: OrderedDict[tuple[ShardId, int], memoryview] = OrderedDict()
         self._inline_size = 0
 
@@ -240,6 +242,29 @@ class RunView:
         for depth in sorted({shard.count("-") for shard in behind}):
             await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth], 2 * PARALLEL)
 
+    async def glance(self, choose: Callable[[list[ShardId]], list[ShardId]]) -> set[ShardId]:
+        """Learn a little, at a price that does not grow with the run; return the shards that are up to date now.
+
+        A run whose entries fit in one page is listed. Of a larger one only the touched shards are, and each
+        that is chosen costs one to three requests.
+
+        Parameters
+        ----------
+        choose
+            Picks the shards to read, of those that may have changed.
+        """
+        if not self._is_large and await self._list_a_page() is None:
+            behind = [shard for shard in self._listed if self._next(shard) <= self._newest(shard)]
+            chosen = [shard for shard in choose(behind) if self._parent_known(shard)]
+            await in_parallel(self._jump, sorted(chosen, key=lambda shard: shard.count("-")))
+            return set(self._listed) - set(behind) | set(chosen)
+        self._is_large = True
+        await self.list_shards()
+        open = sorted(shard for shard in self._touched if not self._is_complete(shard) and self._parent_known(shard))
+        chosen = choose(open)
+        await in_parallel(self.catch_up, chosen)
+        return set(chosen)
+
     async def last_change(self) -> float:
         """Return when the newest known entry was written, in seconds since 1970 by the store's clock.
 
@@ -252,18 +277,9 @@ class RunView:
 
     async def _list_entries(self) -> None:
         """Learn the newest entry number of every shard that may have a new one."""
-        open = next((number for number in range(len(self.plan.shards)) if not self.complete(number)), None)
-        if open is None:
+        reached = await self._list_a_page()
+        if reached is None:
             return
-        reached = ""
-        entries = sum(self._last(shard) + 1 for shard in self._touched if keys.root_number(shard) >= open)
-        if entries < PAGE:
-            # Of all keys, those of this shard and its children are the first behind this.
-            page = await first_page(self.store, self.run, keys.run_logs(self.run) + keys.root_shard(open))
-            self._take(newest_of(page))
-            if len(page) < PAGE:
-                return
-            reached = key_order(keys.shard_of_entry(page[-1].key))
         await self.list_shards()
         behind = {
             shard: self._before(shard, self._last(shard) + 1)
@@ -271,6 +287,19 @@ class RunView:
             if key_order(shard) >= reached and not self._is_complete(shard)
         }
         self._take(await newest_entries(self.store, self.run, behind))
+
+    async def _list_a_page(self) -> str | None:
+        """List the entries that may be new if they may fit in a page; return how far that reached, None for all."""
+        open = next((number for number in range(len(self.plan.shards)) if not self.complete(number)), None)
+        if open is None:
+            return None
+        entries = sum(self._last(shard) + 1 for shard in self._touched if keys.root_number(shard) >= open)
+        if entries >= PAGE:
+            return ""
+        # Of all keys, those of this shard and its children are the first behind this.
+        page = await first_page(self.store, self.run, keys.run_logs(self.run) + keys.root_shard(open))
+        self._take(newest_of(page))
+        return None if len(page) < PAGE else key_order(keys.shard_of_entry(page[-1].key))
 
     def _take(self, listed: dict[ShardId, Newest]) -> None:
         """Take in what a listing showed."""

@@ -133,8 +133,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):  # what is not here raises NotImpl
         self._processes: list[Process] = []
         #: callbacks run so far: the same seed gives the same number
         self.steps = 0
-        #: what asyncio reports of tasks whose errors nobody took
-        self.unhandled: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------ what asyncio asks for
 
@@ -190,7 +188,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):  # what is not here raises NotImpl
         return future
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        self.unhandled.append(context)
+        """Nobody took the error of a future: of a request whose sender is dead, or of a task that failed as a whole."""
 
     # ------------------------------------------------------------------ running
 

@@ -104,7 +104,7 @@ class Scenario:
             arrivals=tuple(entropy.choice([0.0, entropy.uniform(0, horizon / 2)]) for _ in range(workers)),
             network=_network(entropy, weather),
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
-            submitter_dies=_deaths(entropy, storm, 10),
+            submitter_dies=_deaths(entropy, storm, 60),
             collector_dies=_deaths(entropy, storm, 30),
             skew=entropy.choice([0.0, 1.0]),
             horizon=horizon,

@@ -13,108 +13,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import warnings
-from collections.abc import Coroutine
 from typing import Any
 
-from burst_dask import link as links
 from burst_dask import serialize
 from burst_dask.clock import Entropy
 from burst_dask.errors import BurstError, StoreError
-from burst_dask.journal.log import Author
 from burst_dask.journal.view import RunView
-from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Ended, Manifest, encode
-from burst_dask.protocol.session import SessionState
-from burst_dask.run import Watch
-from burst_dask.store import Counting, Retrying
-from burst_dask.submission import store_run
-from burst_dask.testing.bucket import EPOCH, Bucket, Connection, Network
+from burst_dask.protocol.records import Ended, encode
+from burst_dask.testing.bucket import Bucket, Connection, Network
 from burst_dask.testing.invariants import check_run
-from burst_dask.testing.loop import Deadlock, Process, VirtualLoop
+from burst_dask.testing.loop import Deadlock, VirtualLoop
+from burst_dask.testing.machines import Client, Job, Machine, SimulatedClock, Worker
 from burst_dask.testing.referee import Referee
 from burst_dask.testing.scenario import Fault, Kind, Scenario
-from burst_dask.testing.work import SimulatedExecutor
-from burst_dask.worker.agent import Agent
-from burst_dask.worker.context import Context
-from burst_dask.worker.memory import Memory
-from burst_dask.worker.process import own_versions
 
 #: Seconds after which a run that has not ended counts as stuck: hours beyond all work and all leases.
-PATIENCE = 6 * 3600.0
+PATIENCE = 3 * 3600.0
 #: Seconds between looks of whoever keeps one worker alive once nothing goes wrong any more.
 LOOK_EVERY = 30.0
 
 
-class SimulatedClock:
-    """The clock of one machine: wrong by as much as the scenario says."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-        self.wrong = 0.0
-
-    def monotonic(self) -> float:
-        return self._loop.time()
-
-    def wall(self) -> float:
-        return EPOCH + self._loop.time() + self.wrong
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(max(0.0, seconds))  # noqa: TID251 - the clock itself
-
-
-class Machine:
-    """A process with its clock and its way to the store."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.name = name
-        self.process: Process = world.loop.process(name)
-        self.clock = SimulatedClock(world.loop)
-        self.entropy = Entropy(f"{world.scenario.seed} {name}")
-        self.network = Network(dict(world.scenario.network))
-        self._connection = Connection(world.bucket, self.network, Entropy(f"{world.scenario.seed} {name} network"))
-        self.counting = Counting(self._connection)
-        self.store = Retrying(self.counting, self.clock, self.entropy)
-        #: the main coroutine
-        self.task: asyncio.Task[Any] | None = None
-
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run the main coroutine."""
-        self.task = self.process.start(coroutine)
-
-    @property
-    def works(self) -> bool:
-        return self.process.alive and self.task is not None and not self.task.done()
-
-
-class Worker(Machine):
-    """A machine that runs the production agent."""
-
-    def __init__(self, world: World, name: str, session: SessionId) -> None:
-        super().__init__(world, name)
-        scenario = world.scenario
-        self._world = world
-        self.context = Context(
-            store=self.store,
-            session=session,
-            worker=WorkerId(name),
-            settings=scenario.settings,
-            clock=self.clock,
-            entropy=self.entropy,
-            executor=SimulatedExecutor(
-                scenario.threads, name, self.clock, world.referee.started(name), lambda: world.crash(self)
-            ),
-            memory=Memory(),
-        )
-        self.agent = Agent(self.context)
-        self.start(self._main())
-
-    async def _main(self) -> None:
-        try:
-            await self.agent.run()
-        except* StoreError:  # the store was away for too long: the process ends, and its supervisor starts another
-            self._world.crash(self)
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class World:
@@ -153,15 +78,14 @@ class World:
                 self.loop.run_until_complete(self._main.start(self._play()))
             except Deadlock as error:
                 self.referee.complain(str(error))
-        for context in self.loop.unhandled:
-            if isinstance(context.get("task"), asyncio.Task):
-                self.referee.complain(f"unhandled: {context.get('message')}: {context.get('exception')!r}")
         self.ended, self.steps = self.loop.time(), self.loop.steps
         self.bucket.closed = True
         self.loop.finish()
 
     async def _play(self) -> None:
         run = await self._submit()
+        if run is None:
+            return
         self._main.start(self._arrive())
         self._main.start(self._misfortunes())
         try:
@@ -177,57 +101,40 @@ class World:
 
     # ------------------------------------------------------------------ the client
 
-    def _client(self, dies_after: int | None) -> Machine:
+    def _client(self, dies_after: int | None) -> Client:
         """Return a new client; it dies when it sends request number `dies_after`."""
         self._clients += 1
-        machine = Machine(self, f"client-{self._clients}")
+        network = Network(dict(self.scenario.network))
+        client = Client(self.bucket, f"client-{self._clients}", self.scenario.seed, network)
         if dies_after is not None:
-            machine.network.sent = lambda count: machine.process.kill() if count == dies_after else None
-        return machine
+            network.sent = lambda count: client.process.kill() if count == dies_after else None
+        return client
 
-    async def _submit(self) -> RunId:
+    async def _submit(self) -> RunId | None:
         for dies_after in (*self.scenario.submitter_dies, None):
-            machine = self._client(dies_after)
-            machine.start(self._open_and_submit(machine))
-            run = await self._outcome(machine)
+            client = self._client(dies_after)
+            client.start(self._open_and_submit(client))
+            run = await self._outcome(client)
             if run is not None:
                 return RunId(run)
-        raise AssertionError("the last submitter does not die")
+        return None
 
-    async def _open_and_submit(self, machine: Machine) -> RunId:
+    async def _open_and_submit(self, client: Client) -> RunId:
         while True:
             try:
-                link = await self._opened(machine)
-                run = RunId(f"{link.session}.{machine.entropy.token(6)}")
-                plan = await store_run(link, run, *self.scenario.graph.packs(run, machine.clock.wall()))
+                if self.session is None:
+                    link = await client.open(self.scenario.settings, len(self.scenario.arrivals))
+                    self.session = link.session
+                else:
+                    link = await client.attach(self.session)
+                return (await client.submit(link, self.scenario.graph)).run
             except StoreError:
                 continue  # the user tries again
-            return plan.run
-
-    async def _opened(self, machine: Machine) -> Link:
-        author = Author(WorkerId(machine.name), machine.clock, machine.entropy)
-        if self.session is not None:
-            link = await links.attach(machine.store, self.session, author)
-            assert link is not None
-            return link
-        session = SessionId(machine.entropy.token(8))
-        manifest = Manifest(
-            session=session,
-            name=None,
-            created=machine.clock.wall(),
-            host="",
-            versions=own_versions(),
-            settings=self.scenario.settings.to_dict(),
-        )
-        link = Link(machine.store, manifest, self.scenario.settings, author, SessionState())
-        await links.create(link, len(self.scenario.arrivals))
-        self.session = session
-        return link
 
     async def _outcome(self, machine: Machine) -> Any:
-        """Return what the machine's main coroutine returns; None when the machine died before."""
+        """Return what the machine's main coroutine returns; None when it died before, or all is lost already."""
         assert machine.task is not None
-        while machine.process.alive and not machine.task.done():
+        while machine.process.alive and not machine.task.done() and not self.broken:
             await asyncio.wait([machine.task], timeout=1.0)
         return machine.task.result() if machine.task.done() else None
 
@@ -235,12 +142,13 @@ class World:
         """Attach, wait and collect, with clients that die on the way; then compare."""
         values: dict[int, str | None] | None = None
         for dies_after in (*self.scenario.collector_dies, None):
-            machine = self._client(dies_after)
-            machine.start(self._wait_and_fetch(machine, run))
-            values = await self._outcome(machine)
+            client = self._client(dies_after)
+            client.start(self._wait_and_fetch(client, run))
+            values = await self._outcome(client)
             if values is not None:
                 break
-        assert values is not None
+        if values is None:
+            return
         expected = self.scenario.graph.expected()
         for number, value in values.items():
             if value != expected[number] and not self._lost_innocently(value):
@@ -250,16 +158,11 @@ class World:
         """Tell whether an unexpected failure may be WorkerLost: so many workers did die."""
         return value is None and self.deaths >= self.scenario.settings.lost_workers
 
-    async def _wait_and_fetch(self, machine: Machine, run: RunId) -> dict[int, str | None]:
+    async def _wait_and_fetch(self, client: Client, run: RunId) -> dict[int, str | None]:
+        outputs = self.scenario.graph.outputs
         while True:
             try:
-                author = Author(WorkerId(machine.name), machine.clock, machine.entropy)
-                link = await links.attach(machine.store, keys.session_of(run), author)
-                assert link is not None
-                view = await RunView.open(machine.store, run)
-                assert view is not None
-                outputs = self.scenario.graph.outputs
-                await Watch(link, view, outputs).wait(to_first_failure=False, update=None, known=True)
+                view = await client.wait(run, outputs)
                 done = [number for number in outputs if (found := view.outcome(number)) and found.done]
                 bodies = await view.fetch(done)
                 return dict.fromkeys(outputs) | {number: serialize.loads(body) for number, body in bodies.items()}
@@ -290,7 +193,20 @@ class World:
     def hire(self) -> None:
         """Start a worker."""
         assert self.session is not None
-        self.workers.append(Worker(self, f"worker-{len(self.workers)}", self.session))
+        scenario = self.scenario
+        name = f"worker-{len(self.workers)}"
+        job = Job(self.session, scenario.settings, scenario.threads, self.referee.started)
+        worker = Worker(self.bucket, name, scenario.seed, Network(dict(scenario.network)), job, self.crash)
+        worker.start(self._employ(worker))
+        self.workers.append(worker)
+
+    async def _employ(self, worker: Worker) -> None:
+        try:
+            await worker.agent.run()
+        except* StoreError:  # the store was away for too long: the process ends, and its supervisor starts another
+            self.crash(worker)
+        except* Exception as errors:
+            self.referee.complain(f"{worker.name} failed: {_first(errors)!r}")
 
     def crash(self, worker: Worker) -> None:
         """Kill a worker; its supervisor records that, and starts another."""
@@ -299,7 +215,7 @@ class World:
         self._main.start(self._bury(worker))
 
     async def _bury(self, worker: Worker) -> None:
-        supervisor = Machine(self, f"supervisor-of-{worker.name}")
+        supervisor = Machine(self.bucket, f"supervisor-of-{worker.name}", self.scenario.seed, Network())
         await self.clock.sleep(0.5)
         record = Ended(worker=WorkerId(worker.name), reason="died", message="killed by the simulator")
         assert self.session is not None

@@ -95,14 +95,14 @@ class Finder:
         shard = await self._claim_untouched(view)
         if shard is not None or not idle:
             return shard
-        await self.context.insist(partial(view.survey, self._some))
+        fresh = await self.context.insist(partial(view.glance, self._some))
         if self._all_complete(view):
             return None
         return (
             await self._claim_untouched(view)
             or await self._claim_freed(view)
             or await self._take_over(view)
-            or await self._split(view)
+            or await self._split(view, fresh)
         )
 
     def _some(self, shards: list[ShardId]) -> list[ShardId]:
@@ -223,11 +223,11 @@ class Finder:
 
     # ------------------------------------------------------------------ split
 
-    async def _split(self, view: RunView) -> Shard | None:
-        """Take unreserved tasks of the busy shard that has the most work left."""
+    async def _split(self, view: RunView, fresh: set[ShardId]) -> Shard | None:
+        """Take unreserved tasks of the busy shard that has the most work left, of those known as they are now."""
         best: Shard | None = None
         most = 0.0
-        for shard in view.shards.values():
+        for shard in map(view.shard, sorted(fresh)):
             if shard.index.holder == self.context.worker or (view.run, shard.id) in self.unfit:
                 continue
             count = policy.steal(len(shard.splittable), self._mean(shard), self.context.settings.split_from)
@@ -247,8 +247,7 @@ class Finder:
         parent = await self._try(view, best, Split(child=child, tasks=tasks))
         if parent is None:
             return None
-        fresh = Shard.untouched(child, tasks)
-        return await self._try(view, fresh, Claim(self._first(tasks)))
+        return await self._try(view, Shard.untouched(child, tasks), Claim(self._first(tasks)))
 
     @staticmethod
     def _mean(shard: Shard) -> float | None:

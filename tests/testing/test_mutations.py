@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -12,12 +12,10 @@ import pytest
 from burst_dask import submission
 from burst_dask.journal import log
 from burst_dask.protocol import keys, policy, shard
-from burst_dask.protocol.bitmap import EMPTY, Bitmap
+from burst_dask.protocol.bitmap import EMPTY
 from burst_dask.protocol.records import AddRun, encode
 from burst_dask.store.retrying import Retrying
 from burst_dask.testing.world import play
-from burst_dask.worker import tender
-from burst_dask.worker.agent import Agent
 from burst_dask.worker.finder import Finder
 from burst_dask.worker.holding import Holding
 from burst_dask.worker.outgoing import Outgoing
@@ -130,9 +128,7 @@ def commit_twice(patch: Patch) -> None:
 
     patch.setattr(Holding, "collect", again)
     patch.setattr(shard, "_require", lambda condition, state, what: None)
-    patch.setattr(
-        "burst_dask.protocol.records.ShardIndex.pending", property(lambda self: self.tasks), raising=True
-    )
+    patch.setattr("burst_dask.protocol.records.ShardIndex.pending", property(lambda self: self.tasks), raising=True)
 
 
 # ---------------------------------------------------------------------------- rule 4: dependencies
@@ -326,9 +322,20 @@ def start_what_is_not_reserved(patch: Patch) -> None:
 
 
 @mutation
-def start_while_giving_back(patch: Patch) -> None:
-    """A holder starts tasks that the entry on its way no longer reserves."""
-    patch.setattr(Holding, "sending", lambda self, after: None)
+def start_what_was_given_back(patch: Patch) -> None:
+    """A task that was ready once may start, whatever has become of its reservation."""
+    next_, may_start = Holding._next, Holding._may_start
+    choosing: list[bool] = []
+
+    def careless(self: Holding, followers: Any, free: Any) -> Any:
+        choosing.append(True)
+        try:
+            return next_(self, followers, free)
+        finally:
+            choosing.pop()
+
+    patch.setattr(Holding, "_next", careless)
+    patch.setattr(Holding, "_may_start", lambda self, position: bool(choosing) or may_start(self, position))
 
 
 @mutation
@@ -358,25 +365,6 @@ def forget_what_was_split_off(patch: Patch) -> None:
 
 
 @mutation
-def drop_work_at_sigterm(patch: Patch) -> None:
-    """A worker that is told to stop lets go of nothing."""
-
-    async def nothing(self: Agent) -> None:
-        for job in self._jobs:
-            job.cancel()
-
-    patch.setattr(Agent, "_let_go_of_all", nothing)
-
-    async def no_end(self: Agent, reason: str, message: str = "") -> None:
-        return None
-
-    async def beats(self: Finder) -> Any:
-        raise AssertionError
-
-    patch.setattr(Agent, "end", no_end)
-
-
-@mutation
 def lose_a_finished_task(patch: Patch) -> None:
     """A commit leaves out the last of what has finished."""
     outcomes = Outgoing.outcomes
@@ -403,6 +391,3 @@ def test_a_mutation_is_caught(name: str, monkeypatch: Patch) -> None:
         if play(seed).broken:
             return
     pytest.fail(f"{MUTATIONS[name].__doc__} No rule was broken in {SEEDS} seeds")
-
-
-_ = (Awaitable, Bitmap, tender)
