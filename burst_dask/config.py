@@ -44,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reserve_ahead: float = 5.0
     #: splitting moves work that takes at least this long: two PUTs must pay
     split_from: float = 1.0
+    #: shards that a worker holds at once; with so many, one that only waits for others is released
+    held_at_once: int = 16
     #: results up to this many bytes each ride in the entry itself …
     inline_result: int = 16_384
     #: … up to this many bytes an entry

@@ -41,6 +41,8 @@ from burst_dask.submission import numbers, unpack
 
 #: Seconds between surveys for a progress bar; each costs as much as a dozen looks or more.
 SURVEY_EVERY = 2.5
+#: Shards looked at without a pause, each of them because the one before was complete.
+LOOKS_AT_ONCE = 8
 #: A failed output is noticed within so many seconds, or in three times the time it took to fail.
 FAILED_WITHIN = 10.0
 #: Bytes of results that are fetched together and decoded before the next are.
@@ -107,20 +109,27 @@ class Watch:
                     raise
 
     async def _look(self, waited: float) -> bool:
-        """Look into the log of one shard that holds pending outputs; tell whether there was news."""
+        """Look into the log of one shard that holds pending outputs, and the next if that is complete; tell of news."""
         view = self._view
-        # The last one: shards are claimed in order, so when it is complete most are, and few looks found
-        # something that did not end the wait.
-        number = max(self.pending)
-        shard = view.owner(self.pending[number][-1])[0].id
-        if not await view.poll(shard):
-            return False
-        self._advance([number])
-        # Where one shard is complete, others often are: one listing is less than a look at each.
-        if self.pending and view.shard(shard).phase is Phase.COMPLETE and waited - self._surveyed >= waited / 10:
-            self._surveyed = waited
-            await self._survey()
-        return True
+        news = False
+        for _ in range(LOOKS_AT_ONCE):
+            if not self.pending:
+                break
+            # The last one: shards are claimed in order, so when it is complete most are, and few looks found
+            # something that did not end the wait.
+            number = max(self.pending)
+            shard = view.owner(self.pending[number][-1])[0].id
+            if not await view.poll(shard):
+                break
+            news = True
+            self._advance([number])
+            if view.shard(shard).phase is not Phase.COMPLETE:
+                break
+            # Where one shard is complete, others often are: one listing is less than a look at each.
+            if self.pending and waited - self._surveyed >= waited / 10:
+                self._surveyed = waited
+                await self._survey()
+        return news
 
     def _survey_due(self, waited: float, *, shown: bool) -> bool:
         """Tell whether to look at all shards: for a progress bar, and for outputs that failed elsewhere."""

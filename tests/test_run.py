@@ -330,7 +330,8 @@ def test_workers_of_another_version_refuse(alone, monkeypatch):
 
 def test_status(burst, gate):
     run = burst.compute(*[dask.delayed(gate.wait)(n) for n in range(4)])
-    status = run.status()
+    while (status := run.status()).workers.alive < 2:
+        pass  # the second one has not written its heartbeat yet
     assert (status.done, status.failed, status.pending, status.total) == (0, 0, status.total, run._view.plan.tasks)
     assert status.workers.alive == 2 and status.workers.oldest_heartbeat < 5
     gate.open()

@@ -95,6 +95,8 @@ class Bucket:
         self.watchers: list[Callable[[str, bytes], None]] = []
         #: second -> kind of request -> how many arrived in it
         self.arrived: dict[int, Counter[str]] = {}
+        #: requests answered 503
+        self.throttled = 0
         self._names: list[str] = []
         self._entropy = entropy
         self._skew = skew
@@ -112,7 +114,9 @@ class Bucket:
         """Count a request; tell whether the prefix takes one more of its kind now."""
         kind = "put" if verb in WRITES else "get"
         self.arrived.setdefault(int(self.loop.time()), Counter())[kind] += 1
-        return self._tokens[kind].take(self.loop.time())
+        admitted = self._tokens[kind].take(self.loop.time())
+        self.throttled += not admitted
+        return admitted
 
     def create(self, key: str, body: bytes) -> bool:
         if key in self.objects:

@@ -19,7 +19,10 @@ from burst_dask.testing.world import World, play
 KNOWN_BAD: dict[int, str] = {
     0: "an agent with exactly LOOK_AHEAD seconds of work left spun without waiting",
     21: "a holder started a task while the entry that gave it back was on its way; it was split off and ran twice",
-    36: "the same, and then one commit after another to reserve a task that another shard had",
+    35: "an agent claimed the shard that it was letting go, and failed when both had ended",
+    55: "results only in memory were lost with a RELEASE, and computed again without any failure",
+    333: "a shard with a killer was claimed anew with all of it reserved, so that the killer never ran alone",
+    36: "one commit followed another to reserve a task that another shard had",
 }
 
 

@@ -13,7 +13,7 @@ from burst_dask.graph.shards import ShardedGraph
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Plan, ShardRecord
-from burst_dask.worker.execution import Call, failed, inputs_of, load_bodies, open_table, succeeded
+from burst_dask.worker.execution import Call, dump_values, failed, inputs_of, load_bodies, open_table, succeeded
 from burst_dask.worker.holding import Ran
 from burst_dask.worker.memory import Scope
 from burst_dask.worker.table import TaskTable
@@ -150,6 +150,9 @@ class SimulatedExecutor:
 
     async def load(self, bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Exception]:
         return load_bodies(bodies)
+
+    async def dump(self, values: dict[int, Any], limit: int | None) -> dict[int, list[Buffer]]:
+        return dump_values(values, limit)
 
     def close(self) -> None:
         """There is nothing to close."""

@@ -31,6 +31,8 @@ from burst_dask.testing.scenario import Fault, Kind, Scenario
 
 #: Seconds after which a run that has not ended counts as stuck: hours beyond all work and all leases.
 PATIENCE = 3 * 3600.0
+#: Callbacks that no scenario needs: who is busy for longer goes round in circles.
+STEPS = 400_000
 #: Seconds between looks of whoever keeps one worker alive once nothing goes wrong any more.
 LOOK_EVERY = 30.0
 
@@ -136,6 +138,8 @@ class World:
         assert machine.task is not None
         while machine.process.alive and not machine.task.done() and not self.broken:
             await asyncio.wait([machine.task], timeout=1.0)
+            if self.loop.steps > STEPS:
+                self.referee.complain(f"{self.loop.steps} steps: workers are busy with nothing")
         return machine.task.result() if machine.task.done() else None
 
     async def _collect(self, run: RunId) -> None:

@@ -37,8 +37,6 @@ from burst_dask.worker.tender import UNFIT, Tender
 BATCH_SECONDS = 0.05
 #: Another shard is looked for when less than this many seconds of work are left: a few requests' time.
 LOOK_AHEAD = 0.3
-#: Shards held at once; beyond it one that only waits for others is released.
-HELD_AT_ONCE = 16
 
 
 class Agent:
@@ -274,7 +272,7 @@ class Agent:
     async def _find(self) -> None:
         context, settings = self.context, self.context.settings
         try:
-            if len(self.tenders) >= HELD_AT_ONCE:
+            if len(self.tenders) >= settings.held_at_once:
                 self._release_a_blocked_one()
             idle = context.load.free > 0
             found = await self.finder.find(self.session, idle)
@@ -297,7 +295,7 @@ class Agent:
         context.wake.set()
 
     def _release_a_blocked_one(self) -> None:
-        blocked = [t for t in self.tenders.values() if not t.holding.active and not t.letting_go]
+        blocked = [t for t in self.tenders.values() if t.holding.blocked and not t.letting_go]
         if blocked:
             min(blocked, key=lambda tender: len(tender.holding.values)).let_go(BLOCKED)
 
@@ -322,7 +320,8 @@ class Agent:
         try:
             await tender.run()
         finally:
-            del self.tenders[key]
+            if self.tenders.get(key) is tender:  # what it let go may be held anew by now
+                del self.tenders[key]
             if tender.letting_go == UNFIT:
                 self.finder.unfit.add(key)
             tender.holding.values.clear()

@@ -58,6 +58,9 @@ class Executor(Protocol):
     async def load(self, bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Exception]:
         """Decode stored results; each becomes its value and size, or why it cannot be decoded."""
 
+    async def dump(self, values: dict[int, Any], limit: int | None) -> dict[int, list[Buffer]]:
+        """Encode results, as many as fit in `limit` bytes; those that cannot be pickled are left out."""
+
     def close(self) -> None:
         """Start nothing more."""
 
@@ -145,6 +148,9 @@ class ThreadExecutor:
             return load_bodies(bodies)
         return await asyncio.get_running_loop().run_in_executor(self._decoder, load_bodies, bodies)
 
+    async def dump(self, values: dict[int, Any], limit: int | None) -> dict[int, list[Buffer]]:
+        return await asyncio.get_running_loop().run_in_executor(self._decoder, dump_values, values, limit)
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._decoder.shutdown(wait=False, cancel_futures=True)
@@ -159,6 +165,22 @@ def load_bodies(bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Ex
         except Exception as error:  # whatever unpickling a user's class raises
             loaded[number] = error
     return loaded
+
+
+def dump_values(values: dict[int, Any], limit: int | None) -> dict[int, list[Buffer]]:
+    """Encode results, as many as fit in `limit` bytes."""
+    dumped: dict[int, list[Buffer]] = {}
+    for position, value in values.items():
+        try:
+            body = serialize.dumps(value)
+        except Exception:  # noqa: S112 - whatever a user's __reduce__ raises: it is computed again, then
+            continue
+        if limit is not None:
+            limit -= sum(memoryview(part).nbytes for part in body)
+            if limit < 0:
+                break
+        dumped[position] = body
+    return dumped
 
 
 def run_calls(calls: Sequence[Call], values: Scope, seconds: float, worker: str) -> list[Ran]:

@@ -155,7 +155,9 @@ class Finder:
                 continue
             if shard.index.cause == BLOCKED and not self._upstream_complete(view, keys.root_number(shard.id)):
                 continue
-            claimed = await self._try(view, shard, Claim(self._first(shard.index.pending)))
+            # With suspects among its tasks, what to reserve is decided when they are known (rule 10).
+            reserved = EMPTY if shard.index.strikes else self._first(shard.index.pending)
+            claimed = await self._try(view, shard, Claim(reserved))
             if claimed is not None:
                 return claimed
         return None

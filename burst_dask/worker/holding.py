@@ -486,10 +486,27 @@ class Holding:
         queued = len(self.ready) + len(self.loadable) + len(self.loading) + len(self.parked)
         return queued * self.guess(next(iter(self.todo))) if queued and self.todo else 0.0
 
+    def only_here(self) -> dict[int, Any]:
+        """Return what would be lost with this holder and is needed here yet: results in memory, by position."""
+        first, stored, ran = self.table.first, self.shard.index.outcomes.stored, self.finished.ran
+        return {
+            number - first: self.values[number]
+            for number in self.uses
+            if number - first in self.shard.index.tasks
+            and number in self.values
+            and number - first not in stored
+            and (number - first not in ran or ran[number - first].body is None)
+        }
+
     @property
     def unfit(self) -> bool:
         """Whether all that is left needs a resource that this worker lacks, or comes after such tasks."""
         return bool(self.lacking & self.todo) and not (self.active or self.waiting or any(self.candidates()))
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing can be done here before other shards' outcomes are known."""
+        return not (self.active or self.finished) and next(self.candidates(), None) is None
 
     @property
     def finished_positions(self) -> Bitmap:

@@ -22,6 +22,8 @@ class Outgoing:
     inline: dict[int, bytes] = field(default_factory=dict)
     #: those of them that rode in the entry before, too
     carried: frozenset[int] = frozenset()
+    #: those that were only in memory so far
+    kept: frozenset[int] = frozenset()
     #: large results, one after another
     segment: list[Buffer] = field(default_factory=list)
     #: position -> whether in the segment, start, end
@@ -30,22 +32,31 @@ class Outgoing:
     segment_name: str = ""
 
     @classmethod
-    def of(cls, finished: Finished, carried: Mapping[int, bytes], settings: Settings) -> Outgoing:
+    def of(
+        cls,
+        finished: Finished,
+        carried: Mapping[int, bytes],
+        settings: Settings,
+        kept: Mapping[int, list[Buffer]] | None = None,
+    ) -> Outgoing:
         """Lay out the stored results of `finished`.
 
         Parameters
         ----------
+        kept
+            Results by position that so far were only in memory, of any tasks that are done.
         carried
             Small results of the entry before. While all of them fit, they ride in this entry
             too: so the newest entry has them all, and who collects them reads one object.
         """
-        outgoing = cls(finished)
+        bodies = {position: ran.body for position, ran in finished.ran.items() if ran.body is not None} | dict(
+            kept or {}
+        )
+        outgoing = cls(finished, kept=frozenset(kept or ()))
         small: dict[int, bytes] = {}
         end = small_size = 0
-        for position, ran in finished.ran.items():
-            if ran.body is None:
-                continue
-            blob = seal(ran.body)
+        for position, body in bodies.items():
+            blob = seal(body)
             size = sum(memoryview(part).nbytes for part in blob)
             if size <= settings.inline_result and small_size + size <= settings.inline_entry:
                 small[position] = b"".join(blob)
@@ -93,7 +104,7 @@ class Outgoing:
             stored={
                 p: Location(numbers[large], start, end)
                 for p, (large, start, end) in self.places.items()
-                if p in ran or p in self.carried
+                if p in ran or p in self.carried or p in self.kept
             },
             upstream=upstream,
             seconds=sum(one.seconds for one in ran.values()),

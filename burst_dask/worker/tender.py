@@ -21,6 +21,8 @@ from burst_dask.worker.outgoing import Outgoing
 
 #: Bytes of inputs read ahead of the tasks that need them, a shard.
 LOAD_BYTES = 64 << 20
+#: Bytes of results only in memory that a worker in a hurry stores with a RELEASE: less than a second's worth.
+KEEP_BYTES = 64 << 20
 #: Shards looked at in one round of waiting; more would not bring any task nearer.
 POLL_SHARDS = 8
 #: Why a shard is released whose tasks need a resource that the worker lacks.
@@ -147,7 +149,11 @@ class Tender:
     async def _commit(self, release: str | None = None) -> bool:
         """Append what has finished; tell whether the shard is still held."""
         holding, context = self.holding, self.context
-        outgoing = Outgoing.of(holding.collect(), self._carried, context.settings)
+        kept = None
+        if release is not None and len(holding.todo):
+            # In a hurry, what would take long to store is left to be computed again.
+            kept = await context.executor.dump(holding.only_here(), KEEP_BYTES if context.stopping else None)
+        outgoing = Outgoing.of(holding.collect(), self._carried, context.settings, kept)
         if outgoing.segment:
             name = outgoing.segment_name = f"{holding.shard.next:05d}-{context.entropy.token()}"
             key = keys.segment(self.view.run, holding.shard.id, name)

@@ -277,27 +277,32 @@ async def test_shards_are_listed_without_their_entries(store: Store) -> None:
     assert view.shards == {}
 
 
-async def test_catching_up_with_one_shard_reads_two_entries_at_most(store: Store, view: RunView) -> None:
+async def test_reading_on_in_a_log_that_has_grown_long_skips_most_of_it(store: Store, view: RunView) -> None:
     cost = Cost(store)
-    assert not await view.catch_up(ROOT)
+    assert not await view.poll(ROOT)
     assert cost() == {"get": 1}
-    for entries, requests in [(1, {"get": 1, "list": 1}), (2, {"get": 2, "list": 1}), (1200, {"get": 2, "list": 2})]:
+    for entries, requests in [
+        (1, {"get": 2}),
+        (3, {"get": 4}),
+        (4, {"get": 4, "list": 1}),
+        (1200, {"get": 5, "list": 2}),
+    ]:
         shard = await grow(store, view.shard(ROOT), entries)
         cost()
-        assert await view.catch_up(ROOT)
+        assert await view.poll(ROOT)
         assert cost() == requests
         assert view.shards == {ROOT: shard}
-        assert not await view.catch_up(ROOT)
+        assert not await view.poll(ROOT)
         assert cost() == {"get": 1}
 
 
-async def test_catching_up_begins_where_a_listing_ended(store: Store, view: RunView) -> None:
+async def test_reading_on_begins_where_a_listing_ended(store: Store, view: RunView) -> None:
     shard = await grow(store, view.shard(ROOT), 40)
     await view.survey(lambda changed: [])
     assert view.shards == {}
     cost = Cost(store)
-    assert await view.catch_up(ROOT)
-    assert cost() == {"get": 1, "list": 1}
+    assert await view.poll(ROOT)
+    assert cost() == {"get": 2}
     assert view.shards == {ROOT: shard}
     assert view.touched(0)
 

@@ -234,7 +234,7 @@ def tell_before_the_plan(patch: Patch) -> None:
         await link.append(AddRun(run, 0))
         return await store_run(link, run, packs, finish)
 
-    patch.setattr("burst_dask.testing.world.store_run", eager)
+    patch.setattr("burst_dask.testing.machines.store_run", eager)
 
 
 @mutation

@@ -1,0 +1,204 @@
+"""A thousand workers and a million tasks, simulated: the production agents under virtual time, S3's latencies and limits.
+
+``python benchmarks/scale.py --workers 1000 --tasks 1000000`` takes some minutes of real time. Tasks take ``--seconds``,
+give or take 20 %. With ``--boot fargate`` workers arrive as RunTask and Fargate let them: 20 a second after a burst of
+100, each 30 to 60 s after its call; with ``--boot at-once`` all of them start in the same instant, which is the worst for
+the store. Ideal is when all workers together, each from its own start, could have done the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+
+import time
+from collections import Counter
+from typing import Any
+
+from burst_dask.clock import Entropy
+from burst_dask.config import Settings
+from burst_dask.graph.cutting import shard_size
+from burst_dask.journal import view as views
+from burst_dask.protocol.keys import RunId
+from burst_dask.store import cost_of
+from burst_dask.testing.bucket import GET_RATE, PUT_RATE, Bucket, Network
+from burst_dask.testing.loop import VirtualLoop
+from burst_dask.testing.machines import Client, Job, Worker
+from burst_dask.testing.work import Graph, Work
+
+#: RunTask: calls a second, and how many at once (ANCHORS, "Fargate").
+RATE, BURST = 20.0, 100
+BOOT = (30.0, 60.0)
+
+
+def arrivals(workers: int, boot: str, entropy: Entropy) -> list[float]:
+    """Return when each worker is ready, in seconds after the fleet was asked for."""
+    if boot == "at-once":
+        return [0.0] * workers
+    return [max(0, number - BURST) / RATE + entropy.uniform(*BOOT) for number in range(workers)]
+
+
+def ideal(starts: list[float], work: float) -> float:
+    """Return when workers that start at `starts` could have done `work` seconds of work together."""
+    done = 0.0
+    now = 0.0
+    for working, start in enumerate(sorted(starts)):
+        if done + working * (start - now) >= work:
+            return now + (work - done) / working
+        done, now = done + working * (start - now), start
+    return now + (work - done) / len(starts)
+
+
+class Scale:
+    """One simulated run of many workers."""
+
+    def __init__(self, workers: int, tasks: int, seconds: float, boot: str, seed: int, per_shard: int | None) -> None:
+        entropy = Entropy(f"scale {seed}")
+        self.loop = VirtualLoop()
+        self.bucket = Bucket(self.loop, Entropy(f"{seed} bucket"))
+        self.seed = seed
+        self.starts = arrivals(workers, boot, entropy)
+        work = [Work(number, seconds=seconds * entropy.uniform(0.8, 1.2)) for number in range(tasks)]
+        bounds = [*range(0, tasks, per_shard or shard_size(tasks, workers, tasks)), tasks]
+        self.graph = Graph(work, bounds, range(tasks))
+        self.total = sum(each.seconds for each in work)
+        self.workers: list[Worker] = []
+        self.first_task: float | None = None
+        self.executed: Counter[int] = Counter()
+        self.mid: dict[str, float] = {}
+        self.seen_complete = 0.0
+        self.finished = 0.0
+        #: second -> tasks begun in it
+        self.begun: Counter[int] = Counter()
+
+    def started(self, worker: str) -> Any:
+        def note(work: Work) -> None:
+            if self.first_task is None:
+                self.first_task = self.loop.time()
+            self.executed[work.number] += 1
+            self.begun[int(self.loop.time())] += 1
+
+        return note
+
+    async def play(self) -> None:
+        client = Client(self.bucket, "client", self.seed, Network())
+        link = await client.open(Settings.of(), len(self.starts))
+        plan = await client.submit(link, self.graph)
+        self.graph.work[:] = []  # the packs hold it
+        self.submitted = self.loop.time()
+        job = Job(link.session, link.settings, 1, self.started)
+        fleet = self.loop.process("fleet").start(self._hire(job))
+        watcher = self.loop.process("reattach").start(self._reattach(plan.run))
+        start = self.loop.time()
+        await client.wait(plan.run, range(plan.tasks))
+        self.seen_complete = self.loop.time() - start
+        newest = max(stored.modified for key, stored in self.bucket.objects.items() if "/runs/" in key)
+        self.finished = newest - self.bucket.now() + self.loop.time() - start
+        await fleet
+        await watcher
+        self.start = start
+        self.client = client
+
+    async def _hire(self, job: Job) -> None:
+        begin = self.loop.time()
+        for number, start in enumerate(sorted(self.starts)):
+            if begin + start > self.loop.time():
+                await asyncio.sleep(begin + start - self.loop.time())
+            worker = Worker(self.bucket, f"w{number}", self.seed, Network(), job, lambda worker: None)
+            worker.start(worker.agent.run())
+            self.workers.append(worker)
+
+    async def _reattach(self, run: RunId) -> None:
+        await asyncio.sleep(ideal(self.starts, self.total) / 2)
+        client = Client(self.bucket, "laptop", self.seed, Network())
+        client.start(self._look(client, run))
+        await client.task
+
+    async def _look(self, client: Client, run: RunId) -> None:
+        start = self.loop.time()
+        link = await client.attach(run.partition(".")[0])
+        view = await views.RunView.open(client.store, run)
+        self.mid["attach"] = self.loop.time() - start
+        seen = await link.seen()
+        await view.survey()
+        self.mid["status"] = self.loop.time() - start
+        totals = view.totals()
+        self.mid["done"] = totals.done / totals.total
+        self.mid["alive"] = seen.status.alive
+        self.mid |= {f"status {verb}s": count for verb, count in client.counting.requests.items() if count}
+
+
+def share_plans() -> None:
+    """Decode a plan once for all workers: a thousand copies of it would only fill this machine's memory."""
+    decode, known = views.decode, {}
+
+    def once(kind: type, name: str, data: bytes) -> Any:
+        if not name.endswith("/plan"):
+            return decode(kind, name, data)
+        if name not in known:
+            known[name] = decode(kind, name, data)
+        return known[name]
+
+    views.decode = once
+
+
+def report(scale: Scale, took: float) -> None:
+    best = ideal(scale.starts, scale.total)
+    requests: Counter[str] = Counter()
+    for worker in scale.workers:
+        requests.update(worker.counting.requests)
+    steady = range(int(scale.start + max(scale.starts) + 30), int(scale.start + best * 0.9))
+    arrived = scale.bucket.arrived
+    middle = sum(sum(arrived.get(second, {}).values()) for second in steady)
+    alive = len(scale.workers)
+    print(
+        f"{alive} workers, {sum(scale.executed.values())} executions, {took:.0f} s of real time, {scale.loop.steps} steps"
+    )
+    print(f"ideal {best:.1f} s, all done after {scale.finished:.1f} s: {100 * best / scale.finished:.1f} % of ideal")
+    print(f"the client knew after {scale.seen_complete:.1f} s")
+    print(f"tasks run twice: {sum(count - 1 for count in scale.executed.values())}")
+    print(
+        f"first task {scale.first_task - scale.start:.2f} s after submission, {scale.first_task - scale.start - min(scale.starts):.2f} s after the first worker"
+    )
+    print(f"requests of a worker-second in the steady state: {middle / max(1, len(steady)) / alive:.3f}")
+    for kind, limit in (("put", PUT_RATE), ("get", GET_RATE)):
+        rates = {second: counts[kind] for second, counts in arrived.items()}
+        top = max(rates, key=rates.get)
+        print(
+            f"busiest second for {kind}s of the whole store: {rates[top]} (limit of one prefix {limit:.0f}), at {top - scale.start:.0f} s"
+        )
+    tail = [
+        scale.begun[second] for second in range(int(scale.start + best) - 10, int(scale.start + scale.finished) + 1)
+    ]
+    print(f"tasks begun in each second from 10 s before the ideal end: {tail}")
+    print(f"503 answers: {scale.bucket.throttled}")
+    print(
+        f"requests of the workers: {dict(requests)}, {cost_of(requests):.2f} USD; of the client: {scale.client.counting.requests}"
+    )
+    print(f"re-attached half-way: {scale.mid}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=100)
+    parser.add_argument("--tasks", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--per-shard", type=int, help="default: as a graph is cut")
+    parser.add_argument("--boot", choices=["fargate", "at-once"], default="fargate")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    share_plans()
+    began = time.perf_counter()
+    scale = Scale(
+        arguments.workers, arguments.tasks, arguments.seconds, arguments.boot, arguments.seed, arguments.per_shard
+    )
+    scale.loop.run_until_complete(scale.play())
+    report(scale, time.perf_counter() - began)
+    sys.stdout.flush()
+    os._exit(0)  # a thousand agents are left as they are
+
+
+if __name__ == "__main__":
+    main()
