@@ -46,6 +46,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     split_from: float = 1.0
     #: shards that a worker holds at once; with so many, one that only waits for others is released
     held_at_once: int = 16
+    #: in a run of so many shards idle workers look at heartbeats rather than at all logs: these soon fill
+    #: more than a page of a listing
+    large_run: int = 500
     #: results up to this many bytes each ride in the entry itself …
     inline_result: int = 16_384
     #: … up to this many bytes an entry

@@ -26,6 +26,8 @@ from burst_dask.store.requests import PAGE
 #: Requests under way at once when many objects are read: enough to hide 30 ms each, and far
 #: below what one prefix of S3 takes (5,500 GET a second).
 PARALLEL = 32
+#: The same for a survey of a whole run, which somebody waits for: 100 a second and 30 ms each make 3,300 a second.
+SURVEY_PARALLEL = 100
 #: Entries of one log read one after another before a listing leads to its newest: as much time as that takes,
 #: and a third of its price.
 READ_ON = 4
@@ -99,7 +101,7 @@ class RunView:
         #: shards that a listing showed to have entries
         self._touched: set[ShardId] = set()
         #: whether a page of a listing once was too small for its entries
-        self._is_large = False
+        self.is_large = False
         self._inline: OrderedDict[tuple[ShardId, int], memoryview] = OrderedDict()
         self._inline_size = 0
 
@@ -237,30 +239,37 @@ class RunView:
             behind = [shard for shard in choose(behind) if self._parent_known(shard)]
         # Parents first, because a child's beginning is known through its parent.
         for depth in sorted({shard.count("-") for shard in behind}):
-            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth], 2 * PARALLEL)
+            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth], SURVEY_PARALLEL)
 
-    async def glance(self, choose: Callable[[list[ShardId]], list[ShardId]]) -> set[ShardId]:
-        """Learn a little, at a price that does not grow with the run; return the shards that are up to date now.
-
-        A run whose entries fit in one page is listed. Of a larger one only the touched shards are, and each
-        that is chosen costs one to three requests.
+    async def glance(self, choose: Callable[[list[ShardId]], list[ShardId]]) -> set[ShardId] | None:
+        """Learn the newest of some shards by one listing; None, once and for all, if the run is too large for that.
 
         Parameters
         ----------
         choose
-            Picks the shards to read, of those that may have changed.
+            Picks the shards to read, of those that have changed.
+
+        Returns
+        -------
+        set of ShardId
+            The shards that are up to date now.
         """
-        if not self._is_large and await self._list_a_page() is None:
-            behind = [shard for shard in self._listed if self._next(shard) <= self._newest(shard)]
-            chosen = [shard for shard in choose(behind) if self._parent_known(shard)]
-            await in_parallel(self._jump, sorted(chosen, key=lambda shard: shard.count("-")))
-            return set(self._listed) - set(behind) | set(chosen)
-        self._is_large = True
-        await self.list_shards()
-        open = sorted(shard for shard in self._touched if not self._is_complete(shard) and self._parent_known(shard))
-        chosen = choose(open)
-        await in_parallel(self.poll, chosen)
-        return set(chosen)
+        if self.is_large or await self._list_a_page() is not None:
+            self.is_large = True
+            return None
+        behind = [shard for shard in self._listed if self._next(shard) <= self._newest(shard)]
+        chosen = [shard for shard in choose(behind) if self._parent_known(shard)]
+        await in_parallel(self._jump, sorted(chosen, key=lambda shard: shard.count("-")))
+        return set(self._listed) - set(behind) | set(chosen)
+
+    def open_shards(self) -> list[ShardId]:
+        """Return the touched shards that are not known to be complete."""
+        return sorted(shard for shard in self._touched if not self._is_complete(shard) and self._parent_known(shard))
+
+    def hear(self, shard: ShardId, next: int) -> None:
+        """Take in that a shard has `next` entries at least: reading on begins with the last of them."""
+        if next > self._last(shard) + 1:
+            self._take({shard: Newest(next - 1, 0.0)})
 
     async def last_change(self) -> float:
         """Return when the newest known entry was written, in seconds since 1970 by the store's clock.

@@ -8,6 +8,7 @@
     s/<session>/workers/<worker>/beat            heartbeat, rewritten
     s/<session>/workers/<worker>/ended           the worker is gone, and why (create-only)
     s/<session>/runs/<run>/plan                  written last: the run exists when it does
+    s/<session>/runs/<run>/complete              somebody has seen that every task has its outcome
     s/<session>/runs/<run>/packs/<n>             shard records, one after another
     s/<session>/runs/<run>/log/<shard>/<n>       shard log
     s/<session>/runs/<run>/segments/<shard>/<s>  large results, one after another
@@ -93,6 +94,10 @@ def run_prefix(run: RunId) -> str:
 
 def plan(run: RunId) -> str:
     return run_prefix(run) + "plan"
+
+
+def complete(run: RunId) -> str:
+    return run_prefix(run) + "complete"
 
 
 def pack(run: RunId, number: int) -> str:

@@ -23,6 +23,9 @@ STORE_LATENCY = 0.04
 RESERVE_LOW_WATER = 0.25
 #: What is no more than this many times the usual portion is not cut in two.
 NEARLY = 1.5
+#: Times a second that all idle workers together look for work: with a handful of requests each that is
+#: well below what one prefix takes (5,500 GET a second).
+TOGETHER = 400
 #: Finished results of this many bytes are committed without waiting for more.
 COMMIT_BYTES = 32 << 20
 
@@ -58,6 +61,29 @@ def attached_poll(low: float, high: float, workers: int) -> float:
     (0.2, 2.0)
     """
     return min(high, low * max(1, workers))
+
+
+def in_turn(low: float, workers: int) -> float:
+    """Return the seconds between what each of many idle workers does, at least `low`.
+
+    Together they do it `TOGETHER` times a second, however many they are: whoever finds something
+    finds it for all, and one prefix of the store takes no more than a few thousand requests a second.
+
+    >>> in_turn(1.0, 8), in_turn(1.0, 10_000)
+    (1.0, 25.0)
+    """
+    return max(low, workers / TOGETHER)
+
+
+def between_judgements(heartbeat: float, workers: int) -> float:
+    """Return the seconds between two listings of all heartbeats by one worker.
+
+    Nothing dies faster than heartbeats come. A listing of many takes many requests, at 1,000 each.
+
+    >>> between_judgements(10.0, 100), between_judgements(10.0, 10_000)
+    (10.0, 250.0)
+    """
+    return max(heartbeat, in_turn(0.0, workers) * -(-workers // 1000))
 
 
 def lease_is_dead(judge: float, holder: float | None, ended: bool, lease: float) -> bool:

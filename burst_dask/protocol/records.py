@@ -308,8 +308,19 @@ class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     settings: dict[str, Any]
 
 
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """A shard that a worker holds, as of its heartbeat."""
+
+    run: RunId
+    shard: ShardId
+    #: number of the entry that came next
+    next: int
+    #: seconds of work that could be split off, about
+    spare: float
+
+
 class Beat(Record, frozen=True, tag="beat", kw_only=True):
-    """A heartbeat: that it is there counts, and when the store dated it; the rest is for people."""
+    """A heartbeat: that it is there counts, and when the store dated it; the rest is for people and for thieves."""
 
     KIND = 6
     worker: WorkerId
@@ -318,8 +329,7 @@ class Beat(Record, frozen=True, tag="beat", kw_only=True):
     threads: int
     #: seconds since 1970 by the worker's clock
     started: float
-    #: shards held, as ``<run> <shard>``
-    holds: tuple[str, ...] = ()
+    holds: tuple[Held, ...] = ()
     #: bytes of resident memory
     memory: int = 0
     #: store requests so far, by verb

@@ -117,6 +117,7 @@ def _settings(entropy: Entropy) -> Settings:
         commit_interval=entropy.choice([5.0, 0.5]),
         reserve_ahead=entropy.choice([5.0, 1.0]),
         held_at_once=entropy.choice([16, 1, 2]),
+        large_run=entropy.choice([500, 1]),
         split_from=entropy.choice([1.0, 0.1]),
         inline_result=entropy.choice([16_384, 64]),
         inline_entry=entropy.choice([262_144, 1000]),

@@ -23,7 +23,7 @@ from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Open, encode
+from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Held, Open, encode
 from burst_dask.protocol.session import SessionState
 from burst_dask.store import requests_of
 from burst_dask.worker.context import Context, logger, wait_for
@@ -129,7 +129,10 @@ class Agent:
             pid=self._pid,
             threads=context.executor.threads,
             started=self._started,
-            holds=tuple(f"{run} {shard}" for run, shard in self.tenders),
+            holds=tuple(
+                Held(run, tender.holding.shard.id, tender.holding.shard.next, tender.holding.spare())
+                for (run, _), tender in self.tenders.items()
+            ),
             memory=self._memory() if self._memory else 0,
             requests=requests_of(context.store),
         )
@@ -155,10 +158,11 @@ class Agent:
             if self.tenders:
                 pause, attempt = settings.session_poll, 0
             elif self._runs_go_on():
-                pause, attempt = settings.idle_poll_min, 0  # whoever waits, waits for these
+                # Whoever waits, waits for these.
+                pause, attempt = policy.in_turn(settings.idle_poll_min, self.finder.roster.workers), 0
             elif now - self._attached_at < settings.attached_for:
                 low, high = settings.wait_poll_min, settings.wait_poll_max
-                pause, attempt = policy.attached_poll(low, high, self.finder.workers), 0
+                pause, attempt = policy.attached_poll(low, high, self.finder.roster.workers), 0
             else:
                 pause = policy.backoff(attempt, settings.idle_poll_min, settings.idle_poll_max)
                 attempt += 1
@@ -284,7 +288,8 @@ class Agent:
             self._find_attempt, self._find_after = 0, 0.0
             self._tend(found)
         elif idle:
-            pause = policy.backoff(self._find_attempt, settings.idle_poll_min, settings.idle_poll_max)
+            low = policy.in_turn(settings.idle_poll_min, self.finder.roster.workers)
+            pause = policy.backoff(self._find_attempt, low, max(low, settings.idle_poll_max))
             self._find_after = context.clock.monotonic() + pause * context.entropy.uniform(0.8, 1.2)
             self._find_attempt += 1
             if not self._runs_go_on():

@@ -96,6 +96,7 @@ class Context:
         if view is None:
             view = await self.insist(lambda: RunView.open(self.store, run))
             if view is not None:
+                view.is_large = len(view.plan.shards) >= self.settings.large_run
                 self.views[run] = view
         return view
 

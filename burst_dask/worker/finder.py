@@ -10,21 +10,25 @@ from functools import partial
 from typing import NamedTuple
 
 from burst_dask.journal import log
-from burst_dask.journal.heartbeats import heartbeats
-from burst_dask.journal.view import RunView
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
-from burst_dask.protocol.keys import RunId, ShardId, WorkerId
-from burst_dask.protocol.records import Action, Beat, Claim, Ended, Split, Takeover, decode, encode
+from burst_dask.protocol.keys import RunId, ShardId
+from burst_dask.protocol.records import Action, Beat, Claim, Split, Takeover
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.shard import Phase, Shard
 from burst_dask.worker.context import Context
+from burst_dask.worker.roster import Roster
 from burst_dask.worker.table import TaskTable
 
 #: Lost races for untouched shards before looking at everything.
 CLAIM_TRIES = 4
 #: Changed shards that a search reads at least; with many workers the others have their turn later.
 READ_AT_ONCE = 4
+#: Of the shards that workers could spare work of, so many are read: the best may be gone.
+SPARED = 2
+#: Workers of all that look, in each round of their searches, whether a large run is complete.
+SURVEYORS = 1.0
 #: A shard released for this reason waits for others: it is claimed again when those are complete.
 BLOCKED = "nothing ready"
 
@@ -35,14 +39,6 @@ class Found(NamedTuple):
     view: RunView
     shard: Shard
     table: TaskTable
-
-
-class Liveness(NamedTuple):
-    """Which workers of the session are dead, by one listing of heartbeats."""
-
-    #: worker -> why it may be taken over
-    dead: dict[WorkerId, str]
-    alive: frozenset[WorkerId]
 
 
 class Finder:
@@ -56,13 +52,11 @@ class Finder:
 
     def __init__(self, context: Context, beat: Callable[[], Beat]) -> None:
         self.context = context
-        self._beat = beat
+        self.roster = Roster(context, beat)
         #: runs in which every task has its outcome
         self.complete: set[RunId] = set()
         #: shards that this worker cannot run: it lacks a resource that every task left needs
         self.unfit: set[tuple[RunId, ShardId]] = set()
-        self.workers = 1
-        self._judged = -float("inf")
 
     async def find(self, session: SessionState, idle: bool) -> Found | None:
         """Return a shard of the most urgent run that has one, or None.
@@ -71,7 +65,7 @@ class Finder:
         the requests that all else takes.
         """
         if session.workers:
-            self.workers = max(self.workers, session.workers)
+            self.roster.workers = max(self.roster.workers, session.workers)
         for run in session.live_runs:
             if run in self.complete:
                 continue
@@ -82,21 +76,19 @@ class Finder:
             if shard is not None:
                 number = keys.root_number(shard.id)
                 return Found(view, shard, await self.context.table(view, number))
-            if self._all_complete(view):
+            if view.totals().pending == 0 or await self._is_over(view, idle):
                 self.complete.add(run)
                 self.context.views.pop(run, None)
         return None
-
-    def _all_complete(self, view: RunView) -> bool:
-        totals = view.totals()
-        return totals.pending == 0
 
     async def _find_in(self, view: RunView, idle: bool) -> Shard | None:
         shard = await self._claim_untouched(view)
         if shard is not None or not idle:
             return shard
         fresh = await self.context.insist(partial(view.glance, self._some))
-        if self._all_complete(view):
+        if fresh is None:
+            fresh = await self._look_around(view)
+        if view.totals().pending == 0:
             return None
         return (
             await self._claim_untouched(view)
@@ -105,9 +97,33 @@ class Finder:
             or await self._split(view, fresh)
         )
 
+    async def _look_around(self, view: RunView) -> set[ShardId]:
+        """Read a few shards of a large run: those that a few workers could spare, what the dead left, and any other."""
+        await self.roster.judge()
+        held = (await self.roster.spare(view.run))[:SPARED] + await self.roster.left_behind(view.run)
+        for one in held:
+            view.hear(one.shard, one.next)
+        shards = {one.shard for one in held} | set(self.context.entropy.sample(view.open_shards(), 1))
+        await self.context.insist(lambda: in_parallel(view.poll, sorted(shards)))
+        return shards
+
+    async def _is_over(self, view: RunView, idle: bool) -> bool:
+        """Tell whether somebody has seen that a large run is complete; now and then, look whether it is."""
+        if not idle or not view.is_large:
+            return False
+        context, mark = self.context, keys.complete(view.run)
+        if await context.insist(lambda: context.store.get(mark)) is not None:
+            return True
+        if context.entropy.uniform(0, self.roster.workers) < SURVEYORS:
+            await context.insist(view.survey)
+            if view.totals().pending == 0:
+                await context.insist(lambda: context.store.create(mark, context.worker.encode()))
+                return True
+        return False
+
     def _some(self, shards: list[ShardId]) -> list[ShardId]:
         """Pick the shards to read in one search, so that a thousand idle workers do not read all of a thousand."""
-        return self.context.entropy.sample(shards, max(READ_AT_ONCE, 2 * len(shards) // self.workers))
+        return self.context.entropy.sample(shards, max(READ_AT_ONCE, 2 * len(shards) // self.roster.workers))
 
     # ------------------------------------------------------------------ claim
 
@@ -118,7 +134,7 @@ class Finder:
         looking too: so they seldom meet, and the run still proceeds in its memory-saving order.
         """
         for attempt in range(CLAIM_TRIES):
-            window = self._untouched(view, 2 * self.workers - 1)
+            window = self._untouched(view, 2 * self.roster.workers - 1)
             if not window:
                 return None
             id = keys.root_shard(self.context.entropy.choice(window))
@@ -155,6 +171,8 @@ class Finder:
                 continue
             if shard.index.cause == BLOCKED and not self._upstream_complete(view, keys.root_number(shard.id)):
                 continue
+            if shard.next == 0 and await self.context.insist(partial(view.poll, shard.id)):
+                continue  # its claim had not been seen
             # With suspects among its tasks, what to reserve is decided when they are known (rule 10).
             reserved = EMPTY if shard.index.strikes else self._first(shard.index.pending)
             claimed = await self._try(view, shard, Claim(reserved))
@@ -179,49 +197,24 @@ class Finder:
 
     # ------------------------------------------------------------------ take over
 
-    async def liveness(self) -> Liveness:
-        """Judge all workers by one listing of heartbeats, the own one just renewed (rule 6)."""
-        context = self.context
-        me = self._beat()
-        await context.insist(lambda: context.store.put(keys.beat(context.session, context.worker), encode(me)))
-        beats, ended = await heartbeats(context.store, context.session)
-        now = max(beats.values())
-        dead: dict[WorkerId, str] = {}
-        for worker in beats.keys() | set(ended):
-            if policy.lease_is_dead(now, beats.get(worker), worker in ended, context.settings.lease):
-                dead[worker] = "ended" if worker in ended else "its heartbeat stopped"
-        return Liveness(dead, frozenset(beats.keys() - dead.keys()))
-
     async def _take_over(self, view: RunView) -> Shard | None:
         held = [s for s in view.shards.values() if s.phase is Phase.HELD and s.index.holder != self.context.worker]
         if not held:
             return None
-        now = self.context.clock.monotonic()
-        if now - self._judged < self.context.settings.heartbeat:
-            return None  # nothing has had the time to die since
-        self._judged = now
-        liveness = await self.context.insist(self.liveness)
-        self.workers = max(len(liveness.alive), 1)
+        liveness, fresh = await self.roster.judge()
         for shard in held:
             holder = shard.index.holder
             assert holder is not None
             if holder in liveness.alive or (view.run, shard.id) in self.unfit:
                 continue
-            cause = await self._cause(holder, liveness.dead.get(holder, "it has no heartbeat"))
+            if holder not in liveness.dead and not fresh:
+                continue  # it has come since the others were judged
+            cause = await self.roster.cause(holder, liveness.dead.get(holder, "it has no heartbeat"))
             # The killers among what it had reserved are not known yet: the table's reading comes first.
             taken = await self._try(view, shard, Takeover(lost=holder, cause=cause, reserved=EMPTY))
             if taken is not None:
                 return taken
         return None
-
-    async def _cause(self, worker: WorkerId, cause: str) -> str:
-        """Return in words why a worker is gone."""
-        if cause != "ended":
-            return f"worker {worker}: {cause}"
-        key = keys.ended(self.context.session, worker)
-        data = await self.context.insist(lambda: self.context.store.get(key))
-        record = None if data is None else decode(Ended, key, data)
-        return f"worker {worker}: " + (record.message or record.reason if record else cause)
 
     # ------------------------------------------------------------------ split
 

@@ -481,6 +481,11 @@ class Holding:
         """Return the probable seconds of work here that needs no news, running tasks included in full."""
         return sum(self.guess(p) for p in self.candidates())
 
+    def spare(self) -> float:
+        """Return roughly how many seconds of work here could be split off."""
+        count = len(self.shard.splittable)
+        return count * self.guess(next(iter(self.todo))) if count and self.todo else 0.0
+
     def remaining(self) -> float:
         """Return roughly how many seconds of work that can run now are left here."""
         queued = len(self.ready) + len(self.loadable) + len(self.loading) + len(self.parked)

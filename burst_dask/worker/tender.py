@@ -247,14 +247,13 @@ class Tender:
     async def _poll_loop(self) -> None:
         context, settings = self.context, self.context.settings
         since = context.clock.monotonic()
-        looked: set[ShardId] = set()
         while True:
             targets = self._awaited_shards()
             if not targets:
                 await wait_for(self.poll_changed, None)
                 since = context.clock.monotonic()
                 continue
-            news = await self._look_at(targets, looked)
+            news = await self._look_at(targets)
             if self.holding.news() or news:
                 since = context.clock.monotonic()
                 self._tell()
@@ -263,23 +262,10 @@ class Tender:
             pause = policy.patience(context.clock.monotonic() - since, settings.wait_poll_min, settings.wait_poll_max)
             await wait_for(self.poll_changed, pause)
 
-    async def _look_at(self, targets: list[ShardId], looked: set[ShardId]) -> bool:
-        """Read on in the logs of `targets`; tell whether there was news.
-
-        One that is looked at for the first time may have many entries by now, of which the
-        newest tells all: a listing leads there.
-        """
-        if not looked.issuperset(targets):
-            looked.update(targets)
-            await self.context.insist(
-                partial(self.view.survey, lambda changed: [shard for shard in changed if shard in targets])
-            )
-            if self.holding.news():
-                return True
-        news = False
-        for shard in targets:
-            news |= await self.context.insist(partial(self.view.poll, shard))
-        return news
+    async def _look_at(self, targets: list[ShardId]) -> bool:
+        """Read on in the logs of `targets`; tell whether there was news."""
+        news = [await self.context.insist(partial(self.view.poll, shard)) for shard in targets]
+        return any(news)
 
     def _awaited_shards(self) -> list[ShardId]:
         """Return the shards to look at: for each waiting task, that of the first outcome it lacks.

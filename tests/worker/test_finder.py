@@ -49,7 +49,7 @@ async def test_workers_that_look_together_claim_different_shards() -> None:
     await stage.submit(constants(16), cuts=range(1, 16))
     finders = [finder(stage, f"w{n}") for n in range(8)]
     for one in finders:
-        one.workers = 8
+        one.roster.workers = 8
     found = await asyncio.gather(*(one.find(stage.state, True) for one in finders))
     shards = [one.shard.id for one in found if one is not None]
     assert len(shards) == len(set(shards)) == 8
@@ -129,7 +129,7 @@ async def test_a_lease_is_judged_by_one_listing(off: float) -> None:
     record = Ended(worker=WorkerId("ended"), reason="died", message="test")
     await stage.store.create(keys.ended(stage.session, WorkerId("ended")), encode(record))
     store.date = off + stage.settings.lease + 0.4
-    liveness = await finder(stage).liveness()
+    liveness = await finder(stage).roster.liveness()
     assert set(liveness.dead) == {"dead", "ended"}
     assert liveness.alive == {"quiet", "me"}
 
