@@ -1,9 +1,10 @@
-"""A thousand workers and a million tasks, simulated: the production agents under virtual time, S3's latencies and limits.
+"""A thousand workers and a million tasks, simulated: the production agents under S3's latencies and limits.
 
-``python benchmarks/scale.py --workers 1000 --tasks 1000000`` takes some minutes of real time. Tasks take ``--seconds``,
-give or take 20 %. With ``--boot fargate`` workers arrive as RunTask and Fargate let them: 20 a second after a burst of
-100, each 30 to 60 s after its call; with ``--boot at-once`` all of them start in the same instant, which is the worst for
-the store. Ideal is when all workers together, each from its own start, could have done the work.
+``python benchmarks/scale.py --workers 1000 --tasks 1000000`` takes some minutes of real time. Tasks take
+``--seconds``, give or take 20 %. With ``--boot fargate`` workers arrive as RunTask and Fargate let them: 20 a
+second after a burst of 100, each 30 to 60 s after its call; with ``--boot at-once`` all start in the same
+instant, which is the worst for the store. Ideal is when all workers together, each from its own start, could
+have done the work.
 """
 
 from __future__ import annotations
@@ -151,32 +152,24 @@ def report(scale: Scale, took: float) -> None:
     steady = range(int(scale.start + max(scale.starts) + 30), int(scale.start + best * 0.9))
     arrived = scale.bucket.arrived
     middle = sum(sum(arrived.get(second, {}).values()) for second in steady)
-    alive = len(scale.workers)
-    print(
-        f"{alive} workers, {sum(scale.executed.values())} executions, {took:.0f} s of real time, {scale.loop.steps} steps"
-    )
+    first = scale.first_task - scale.start
+    print(f"{len(scale.workers)} workers, {len(scale.executed)} tasks, simulated in {took:.0f} s")
     print(f"ideal {best:.1f} s, all done after {scale.finished:.1f} s: {100 * best / scale.finished:.1f} % of ideal")
-    print(f"the client knew after {scale.seen_complete:.1f} s")
+    print(f"the client knew {scale.seen_complete - scale.finished:.1f} s later")
     print(f"tasks run twice: {sum(count - 1 for count in scale.executed.values())}")
-    print(
-        f"first task {scale.first_task - scale.start:.2f} s after submission, {scale.first_task - scale.start - min(scale.starts):.2f} s after the first worker"
-    )
-    print(f"requests of a worker-second in the steady state: {middle / max(1, len(steady)) / alive:.3f}")
+    print(f"first task {first:.2f} s after submission, {first - min(scale.starts):.2f} s after the first worker")
+    print(f"requests of a worker-second, steady: {middle / max(1, len(steady)) / len(scale.workers):.3f}")
     for kind, limit in (("put", PUT_RATE), ("get", GET_RATE)):
         rates = {second: counts[kind] for second, counts in arrived.items()}
         top = max(rates, key=rates.get)
-        print(
-            f"busiest second for {kind}s of the whole store: {rates[top]} (limit of one prefix {limit:.0f}), at {top - scale.start:.0f} s"
-        )
-    tail = [
-        scale.begun[second] for second in range(int(scale.start + best) - 10, int(scale.start + scale.finished) + 1)
-    ]
-    print(f"tasks begun in each second from 10 s before the ideal end: {tail}")
+        print(f"busiest second for {kind}s: {rates[top]} of {limit:.0f}, {top - scale.start:.0f} s after submission")
     print(f"503 answers: {scale.bucket.throttled}")
-    print(
-        f"requests of the workers: {dict(requests)}, {cost_of(requests):.2f} USD; of the client: {scale.client.counting.requests}"
-    )
+    print(f"requests of the workers: {dict(requests)}, {cost_of(requests):.2f} USD")
+    print(f"requests of the client: {scale.client.counting.requests}")
     print(f"re-attached half-way: {scale.mid}")
+    end = int(scale.start + best)
+    tail = [scale.begun[second] for second in range(end - 10, int(scale.start + scale.finished) + 1)]
+    print(f"tasks begun in each second from 10 s before the ideal end: {tail}")
 
 
 def main() -> None:

@@ -43,6 +43,8 @@ from burst_dask.submission import numbers, unpack
 SURVEY_EVERY = 2.5
 #: Shards looked at without a pause, each of them because the one before was complete.
 LOOKS_AT_ONCE = 8
+#: Seconds between surveys while all shards looked at turn out complete.
+SURVEY_AGAIN = 5.0
 #: A failed output is noticed within so many seconds, or in three times the time it took to fail.
 FAILED_WITHIN = 10.0
 #: Bytes of results that are fetched together and decoded before the next are.
@@ -127,6 +129,10 @@ class Watch:
                 break
             # Where one shard is complete, others often are: one listing is less than a look at each.
             if self.pending and waited - self._surveyed >= waited / 10:
+                self._surveyed = waited
+                await self._survey()
+        else:
+            if self.pending and waited - self._surveyed >= SURVEY_AGAIN:  # so many at once: the end is near
                 self._surveyed = waited
                 await self._survey()
         return news
