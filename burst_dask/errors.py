@@ -24,7 +24,8 @@
     ├── FleetError              workers could not be started, or all refused the session
     │   └── VersionMismatch         worker and client differ in Python or Dask
     └── ProtocolError           a rule of PROTOCOL.md is broken: please report it
-        └── IllegalTransition       an entry that the shard's state does not allow
+        ├── IllegalTransition       an entry that the shard's state does not allow
+        └── InvariantBroken         what a run left in its store does not agree with itself
 
 A message says what happened, what was kept, and what to do next.
 """
@@ -138,3 +139,7 @@ class IllegalTransition(ProtocolError):
 
     def __str__(self) -> str:
         return "\n  ".join((self.reason, *self.story))
+
+
+class InvariantBroken(ProtocolError):
+    """What lies in the store breaks rules of PROTOCOL.md; the message lists them, with the stories of the shards."""

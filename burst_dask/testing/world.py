@@ -93,6 +93,7 @@ class World:
         try:
             async with asyncio.timeout(PATIENCE + self.scenario.horizon + self._work()):
                 await self._collect(run)
+                await self._complete(run)
         except TimeoutError:
             await self._tell_stuck(run)
         await self._judge(run)
@@ -266,11 +267,10 @@ class World:
     async def _judge(self, run: RunId) -> None:
         store = Connection(self.bucket, Network(), Entropy(0))
         runs = {RunId(f"{key.split('/')[1]}.{key.split('/')[3]}") for key in self.bucket.objects if "/runs/" in key}
-        for each in sorted(runs):
-            if keys.plan(each) not in self.bucket.objects:
-                continue
+        named = set((await log_state(store, self.session)).runs) if self.session else set()
+        for each in sorted(runs & named | {run}):
             for violation in await check_run(store, each, complete=each == run and not self.broken):
-                self.referee.complain("\n    ".join([f"{violation.what} (rule {violation.rule})", *violation.story]))
+                self.referee.complain(str(violation))
         if self.scenario.processes_fail:
             return
         for (_, number), starts in self.referee.starts.items():
@@ -280,14 +280,24 @@ class World:
             if starts > tries:
                 self.referee.complain(f"task {number} ran {starts} times, and nothing had failed")
 
+    async def _complete(self, run: RunId) -> None:
+        """Wait for the tasks that nobody asked for, too."""
+        while not self.broken and (await self._view(run)).totals().pending:
+            await self.clock.sleep(5.0)
+            if self.loop.steps > STEPS:
+                self.referee.complain(f"{self.loop.steps} steps: workers are busy with nothing")
+
     async def _tell_stuck(self, run: RunId) -> None:
-        store = Connection(self.bucket, Network(), Entropy(0))
-        view = await RunView.open(store, run)
-        assert view is not None
-        await view.survey()
+        view = await self._view(run)
         self.referee.complain(f"run {run} is stuck with {view.totals().pending} tasks pending")
         for shard in [shard for shard in view.shards.values() if not shard.index.complete]:
             self.referee.complain("it has not ended", run, shard.id)
+
+    async def _view(self, run: RunId) -> RunView:
+        view = await RunView.open(Connection(self.bucket, Network(), Entropy(0)), run)
+        assert view is not None
+        await view.survey()
+        return view
 
 
 def play(seed: int) -> World:
