@@ -37,7 +37,7 @@
 #endif
 /* Entries that a log has room for. That it suffices is asserted, so no search is cut short. */
 #ifndef SLOTS
-#define SLOTS 16
+#define SLOTS 12
 #endif
 
 #define SHARDS (1 + SPLITS)
@@ -72,7 +72,7 @@ typedef Entry {
 
 typedef Log {
   Entry e[SLOTS + 1];  /* e[0] is no entry: it says what the plan, or the SPLIT, put into the shard */
-  byte next            /* the first empty slot */
+  byte length          /* the first empty slot */
 };
 
 Log log[SHARDS];
@@ -84,9 +84,9 @@ Log log[SHARDS];
 #define HELD(x)      (!COMPLETE(x) && x.holder != NOBODY)
 #define LOWEST(mask) ((mask) & -(mask))
 
-#define NEWEST(s) log[s].e[log[s].next - 1]
+#define NEWEST(s) log[s].e[log[s].length - 1]
 #if SPLITS
-#define EVERYWHERE(field) (NEWEST(0).field | (log[1].next -> NEWEST(1).field : 0))
+#define EVERYWHERE(field) (NEWEST(0).field | (log[1].length -> NEWEST(1).field : 0))
 #else
 #define EVERYWHERE(field) NEWEST(0).field
 #endif
@@ -126,7 +126,7 @@ byte crashes, silences, alarms, releases, splits, backups;
 
 /* What it knows of outcomes elsewhere: the newest entry there, for it may read that at any time. */
 #if SPLITS
-#define ELSEWHERE(field) (log[1 - s].next -> NEWEST(1 - s).field : 0)
+#define ELSEWHERE(field) (log[1 - s].length -> NEWEST(1 - s).field : 0)
 #else
 #define ELSEWHERE(field) 0
 #endif
@@ -285,7 +285,7 @@ inline lost() {
   assert(THERE.kind != 0 && THERE.nonce != w);
   if
   :: P.known = P.known + 1
-  :: P.holding && log[s].next > P.known + 1 -> P.known = log[s].next  /* the newest entry tells all */
+  :: P.holding && log[s].length > P.known + 1 -> P.known = log[s].length  /* the newest entry tells all */
   fi;
   forget_attempt();
   if
@@ -304,10 +304,10 @@ inline lost() {
 }
 
 /* Workers are alike, so let the one that gets the first entry be called 0: a third of the states. */
-#define FIRST_CLAIMED(w) (w == 0 || log[0].next > 1)
+#define FIRST_CLAIMED(w) (w == 0 || log[0].length > 1)
 
 #define UP        (!crashed[w])
-#define SEARCHING (UP && P.state == IDLE && log[s].next)
+#define SEARCHING (UP && P.state == IDLE && log[s].length)
 #define BUSY      (UP && P.holding && !P.letting_go)
 #define OTHERS(x) (HELD(x) && x.holder != NAME(w))
 /* What a thief may take: what nobody reserved, with its inputs stored or taken too. */
@@ -326,7 +326,7 @@ end:
    * is the same as that the request is long under way. */
   :: atomic { /* claim */
        SEARCHING && FREE(NEWEST(s)) ->
-       P.known = log[s].next; prepare(CLAIM); P.attempt.holder = NAME(w);
+       P.known = log[s].length; prepare(CLAIM); P.attempt.holder = NAME(w);
        if
        :: P.attempt.reserved = PENDING(HERE)
        :: P.attempt.reserved = LOWEST(PENDING(HERE))
@@ -338,7 +338,7 @@ end:
        :: crashed[NEWEST(s).holder]
        :: else -> alarms++
        fi;
-       P.known = log[s].next; prepare(TAKEOVER); P.attempt.holder = NAME(w); P.attempt.reserved = 0 }
+       P.known = log[s].length; prepare(TAKEOVER); P.attempt.holder = NAME(w); P.attempt.reserved = 0 }
 
 #if SPLITS
   :: atomic { /* split */
@@ -348,14 +348,14 @@ end:
        :: task = TAKEABLE(NEWEST(s))
        :: task = LOWEST(TAKEABLE(NEWEST(s)))
        fi;
-       P.known = log[s].next; prepare(SPLIT);
+       P.known = log[s].length; prepare(SPLIT);
        P.attempt.tasks = HERE.tasks & ~task; P.attempt.moved = task; task = 0 }
 #endif
 
 #if BACKUPS
   :: atomic { /* back up: run a task that the holder has reserved, too */
        SEARCHING && OTHERS(NEWEST(s)) && backups < BACKUPS && STRAGGLERS(NEWEST(s)) ->
-       backups++; P.known = log[s].next;
+       backups++; P.known = log[s].length;
        task = LOWEST(STRAGGLERS(NEWEST(s)));
        if
        :: P.out_done = task; P.state = STORING
@@ -429,7 +429,7 @@ end:
 
   /* ---- the end */
   :: atomic { /* die, at any step: its memory is gone, but nothing calls back what is under way in the network */
-       UP && s == 0 && crashes < CRASHES && log[0].next > 1 ->
+       UP && s == 0 && crashes < CRASHES && log[0].length > 1 ->
        crashes++; crashed[w] = 1;
        lose_memory(w);
 #if SPLITS
@@ -448,7 +448,7 @@ end:
 /* What must hold of an entry at the moment at which it lands. */
 inline check() {
   /* rule 1: each slot is written once, in order, and the writer has folded all before */
-  assert(log[s].e[n].kind == 0 && n == log[s].next && BEFORE.kind != 0);
+  assert(log[s].e[n].kind == 0 && n == log[s].length && BEFORE.kind != 0);
   /* what shard.py allows after the state before */
   assert(!COMPLETE(BEFORE));
   assert((NEW.kind == CLAIM) == (BEFORE.holder == NOBODY));
@@ -500,11 +500,11 @@ inline land() {
 #endif
      check();
      copy();
-     log[s].next = n + 1;
+     log[s].length = n + 1;
      if
      :: NEW.kind == CLAIM || NEW.kind == TAKEOVER -> tenure[s] = n
      :: NEW.kind == SPLIT ->
-        log[1].e[0].kind = GENESIS; log[1].e[0].holder = NOBODY; log[1].e[0].tasks = NEW.moved; log[1].next = 1
+        log[1].e[0].kind = GENESIS; log[1].e[0].holder = NOBODY; log[1].e[0].tasks = NEW.moved; log[1].length = 1
      :: else
      fi;
      answer = CREATED
@@ -560,7 +560,7 @@ end:
 init {
   byte w, s, n, seen;
   atomic {
-    log[0].e[0].kind = GENESIS; log[0].e[0].holder = NOBODY; log[0].e[0].tasks = ALL; log[0].next = 1;
+    log[0].e[0].kind = GENESIS; log[0].e[0].holder = NOBODY; log[0].e[0].tasks = ALL; log[0].length = 1;
     for (s : 0 .. SHARDS - 1) {
       for (w : 0 .. WORKERS - 1) {
         part[s * WORKERS + w].state = IDLE; part[s * WORKERS + w].answer = NOTHING;
@@ -594,6 +594,8 @@ init {
   }
 }
 
+/* The same said in temporal logic. The search for it is one for cycles, with weak fairness. */
 #ifdef LIVENESS
-ltl every_task_gets_an_outcome { <> ((EVERYWHERE(done) | EVERYWHERE(failed) | EVERYWHERE(upstream)) == ALL) }
+#define ENDED (log[0].length > 0 && OUTCOMES(NEWEST(0)) == ALL)
+ltl every_task_gets_an_outcome { <> (ENDED) }
 #endif
