@@ -94,7 +94,8 @@ class Scale:
         start = self.loop.time()
         await client.wait(plan.run, range(plan.tasks))
         self.seen_complete = self.loop.time() - start
-        newest = max(stored.modified for key, stored in self.bucket.objects.items() if "/runs/" in key)
+        entries = [key for key in self.bucket.objects if "/runs/" in key and "/log/" in key]
+        newest = max(self.bucket.objects[key].modified for key in entries)
         self.finished = newest - self.bucket.now() + self.loop.time() - start
         await fleet
         await watcher

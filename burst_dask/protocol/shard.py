@@ -153,6 +153,8 @@ def _split(shard: Shard, writer: WorkerId, action: Split) -> ShardIndex:
 
 def _backup(shard: Shard, writer: WorkerId, action: Backup) -> ShardIndex:
     _require(writer != shard.index.holder, shard, f"backup by the holder {writer}")
+    # An error is the holder's to decide: what it has built on its own result meanwhile would contradict it.
+    _require(not action.outcomes.failed, shard, "backup of a failure")
     index = _with_outcomes(shard, action.outcomes, action.segments)
     return msgspec.structs.replace(index, reserved=index.reserved & index.pending)
 

@@ -267,8 +267,8 @@ class World:
     async def _judge(self, run: RunId) -> None:
         store = Connection(self.bucket, Network(), Entropy(0))
         runs = {RunId(f"{key.split('/')[1]}.{key.split('/')[3]}") for key in self.bucket.objects if "/runs/" in key}
-        named = set((await log_state(store, self.session)).runs) if self.session else set()
-        for each in sorted(runs & named | {run}):
+        named = set((await Client(self.bucket, "judge", 0, Network()).attach(keys.session_of(run))).state.runs)
+        for each in sorted((runs & named) | {run}):
             for violation in await check_run(store, each, complete=each == run and not self.broken):
                 self.referee.complain(str(violation))
         if self.scenario.processes_fail:

@@ -22,7 +22,7 @@ from burst_dask.errors import StoreError
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys, policy
-from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Held, Open, encode
 from burst_dask.protocol.session import SessionState
 from burst_dask.store import requests_of
@@ -59,8 +59,8 @@ class Agent:
         self._host, self._pid, self._memory = host, pid, memory
         self._started = context.clock.wall()
         self.session = SessionState()
-        self.finder = Finder(context, self.beat)
-        self.tenders: dict[tuple[RunId, str], Tender] = {}
+        self.tenders: dict[tuple[RunId, ShardId], Tender] = {}
+        self.finder = Finder(context, self.beat, self.tenders)
         self._finding = False
         #: batches in threads: nobody waits for them once the work is handed over
         self._batches: set[asyncio.Task[None]] = set()
@@ -325,8 +325,7 @@ class Agent:
         try:
             await tender.run()
         finally:
-            if self.tenders.get(key) is tender:  # what it let go may be held anew by now
-                del self.tenders[key]
+            del self.tenders[key]
             if tender.letting_go == UNFIT:
                 self.finder.unfit.add(key)
             tender.holding.values.clear()

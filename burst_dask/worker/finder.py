@@ -5,7 +5,7 @@ Each way ends in one conditional append, so a lost race costs a request and noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import NamedTuple
 
@@ -48,11 +48,17 @@ class Finder:
     ----------
     beat
         Writes the worker's own heartbeat: the judge's, by which others are judged.
+    tended
+        What this worker tends already. A shard that it lost and could have again is left until the
+        first tender has noticed: two of them would take each other's entries for their own.
     """
 
-    def __init__(self, context: Context, beat: Callable[[], Beat]) -> None:
+    def __init__(
+        self, context: Context, beat: Callable[[], Beat], tended: Container[tuple[RunId, ShardId]] = ()
+    ) -> None:
         self.context = context
         self.roster = Roster(context, beat)
+        self._tended = tended
         #: runs in which every task has its outcome
         self.complete: set[RunId] = set()
         #: shards that this worker cannot run: it lacks a resource that every task left needs
@@ -121,6 +127,9 @@ class Finder:
                 return True
         return False
 
+    def _leaves(self, view: RunView, shard: Shard) -> bool:
+        return (view.run, shard.id) in self.unfit or (view.run, shard.id) in self._tended
+
     def _some(self, shards: list[ShardId]) -> list[ShardId]:
         """Pick the shards to read in one search, so that a thousand idle workers do not read all of a thousand."""
         return self.context.entropy.sample(shards, max(READ_AT_ONCE, 2 * len(shards) // self.roster.workers))
@@ -164,15 +173,13 @@ class Finder:
 
     async def _claim_freed(self, view: RunView) -> Shard | None:
         """Claim a shard that its holder released, or that was split off and never claimed."""
-        for shard in self._all(view):
+        for shard in [*view.shards.values(), *self._unclaimed(view)]:
             if shard.phase is not Phase.FREE or (shard.next == 0 and "-" not in shard.id):
                 continue
-            if (view.run, shard.id) in self.unfit:
+            if self._leaves(view, shard):
                 continue
             if shard.index.cause == BLOCKED and not self._upstream_complete(view, keys.root_number(shard.id)):
                 continue
-            if shard.next == 0 and await self.context.insist(partial(view.poll, shard.id)):
-                continue  # its claim had not been seen
             # With suspects among its tasks, what to reserve is decided when they are known (rule 10).
             reserved = EMPTY if shard.index.strikes else self._first(shard.index.pending)
             claimed = await self._try(view, shard, Claim(reserved))
@@ -189,11 +196,15 @@ class Finder:
             return tasks
         return tasks.first(max(threads, int(count)))
 
-    def _all(self, view: RunView) -> Iterable[Shard]:
-        """Return the known shards and their unclaimed children."""
-        known = list(view.shards.values())
-        children = [view.shard(child) for shard in known for child in shard.index.children if child not in view.shards]
-        return known + children
+    def _unclaimed(self, view: RunView) -> list[Shard]:
+        """Return shards that were split off and have no entry, as far as known.
+
+        In a large run most of them are claimed by now, so one is tried, for all who look.
+        """
+        children = [child for shard in view.shards.values() for child in shard.index.children if not view.seen(child)]
+        return [
+            view.shard(child) for child in (self.context.entropy.sample(children, 1) if view.is_large else children)
+        ]
 
     # ------------------------------------------------------------------ take over
 
@@ -205,7 +216,7 @@ class Finder:
         for shard in held:
             holder = shard.index.holder
             assert holder is not None
-            if holder in liveness.alive or (view.run, shard.id) in self.unfit:
+            if holder in liveness.alive or self._leaves(view, shard):
                 continue
             if holder not in liveness.dead and not fresh:
                 continue  # it has come since the others were judged
@@ -223,7 +234,7 @@ class Finder:
         best: Shard | None = None
         most = 0.0
         for shard in map(view.shard, sorted(fresh)):
-            if shard.index.holder == self.context.worker or (view.run, shard.id) in self.unfit:
+            if shard.index.holder == self.context.worker or self._leaves(view, shard):
                 continue
             count = policy.steal(len(shard.splittable), self._mean(shard), self.context.settings.split_from)
             work = count * (self._mean(shard) or self.context.durations.typical())

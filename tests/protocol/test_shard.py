@@ -60,6 +60,11 @@ EXAMPLES: list[Action] = [
 ]
 
 
+def test_a_backup_brings_results_only() -> None:
+    with pytest.raises(IllegalTransition, match="backup of a failure"):
+        held().apply(B, Backup(outcomes=Outcomes(failed=Bitmap.of([0]))))
+
+
 @pytest.mark.parametrize("action", EXAMPLES, ids=lambda action: type(action).__name__)
 @pytest.mark.parametrize("phase", Phase)
 def test_what_the_table_does_not_list_is_refused(phase: Phase, action: Action) -> None:
@@ -207,6 +212,7 @@ class AnyLegalHistory(RuleBasedStateMachine):
     @rule(data=st.data())
     def backup(self, data: st.DataObject) -> None:
         outcomes = self.draw_outcomes(data)
+        outcomes = Outcomes(done=outcomes.all, stored={p: outcomes.stored[p] for p in outcomes.stored})
         self.note(outcomes)
         worker = data.draw(st.sampled_from(sorted({A, B, C} - {self.state.index.holder})))
         self.append(worker, Backup(outcomes=outcomes))
