@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,3 +41,8 @@ class TaskTable:
     @property
     def count(self) -> int:
         return len(self.nodes)
+
+
+def fits(need: Mapping[str, float], free: Mapping[str, float]) -> bool:
+    """Tell whether what is free of each resource covers what a task needs."""
+    return all(amount <= free.get(name, 0.0) for name, amount in need.items())
