@@ -33,7 +33,7 @@ class InProcessFleet:
 
     def start(self, count: int) -> None:
         for _ in range(count):
-            worker = _Thread(self._store, self._session, WorkerId(self._entropy.token()), self._threads)
+            worker = _Thread(self._store, self._session, self._entropy, self._threads)
             worker.start()
             self._workers.append(worker)
 
@@ -61,18 +61,27 @@ class InProcessFleet:
 
 
 class _Thread(threading.Thread):
-    def __init__(self, store: Store, session: SessionId, worker: WorkerId, threads: int) -> None:
-        super().__init__(name=f"burst-worker-{worker}", daemon=True)
-        self._arguments = (store, session, worker)
+    def __init__(self, store: Store, session: SessionId, entropy: Entropy, threads: int) -> None:
+        super().__init__(name=f"burst-worker-{session}", daemon=True)
+        self._store = store
+        self._session = session
+        self._entropy = entropy
         self._threads = threads
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
 
     def run(self) -> None:
-        from burst_dask.worker.process import run_agent  # noqa: PLC0415 - imports Dask
+        from burst_dask.worker.agent import KILLED  # noqa: PLC0415 - imports Dask
 
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(run_agent(*self._arguments, threads=self._threads, memory_limit=None, stop=self._stopping))
+            while runner.run(self._agent()) == KILLED:
+                pass  # a thread still runs what was cancelled by force; another worker has threads of its own
+
+    async def _agent(self) -> str:
+        from burst_dask.worker.process import run_agent  # noqa: PLC0415 - imports Dask
+
+        worker = WorkerId(self._entropy.token())
+        return await run_agent(self._store, self._session, worker, threads=self._threads, stop=self._stopping)
 
     def stop(self) -> None:
         """Ask the agent to hand over and end; from any thread, also when it has ended."""

@@ -266,6 +266,8 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Workers take no new work of the run; None means of every run so far."""
 
     run: RunId | None = None
+    #: do not let running tasks finish: a worker that runs one ends, and is replaced
+    force: bool = False
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):
@@ -341,7 +343,8 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
 
     KIND = 7
     worker: WorkerId
-    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"refused"`` or ``"died"``
+    #: ``"idle"``, ``"closed"``, ``"expired"``, ``"stopped"`` (SIGTERM), ``"killed"`` (a task of it, by a forced
+    #: cancellation), ``"refused"`` or ``"died"``
     reason: str
     message: str = ""
     wrote: float = 0.0

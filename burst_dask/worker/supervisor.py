@@ -46,6 +46,8 @@ AGENT = "burst_dask.worker.process"
 
 #: exit codes of an agent and of the supervisor, see ``worker/README.md``
 ORDERLY, FAILED, USAGE, REFUSED = 0, 1, 2, 3
+#: what an agent exits with that ended so as to end a task: it has handed over, and another one is to be started
+RESTART = 4
 #: what an agent exits with when starting another one would change nothing
 _FINAL = {ORDERLY: "ended", USAGE: "did not understand its options", REFUSED: "refused the session"}
 
@@ -285,6 +287,8 @@ class Supervisor:
                 code = await self._run_one()
                 if code in _FINAL:
                     return code
+                if code == RESTART:
+                    continue
                 deaths = deaths + 1 if self._clock.monotonic() - started < self.options.quick else 1
                 delay = restart_delay(deaths, self.options.give_up_after)
                 if delay is None:
@@ -306,6 +310,8 @@ class Supervisor:
         code = await self._watch(child)
         if code in _FINAL:
             log.info("worker %s %s", child.worker, _FINAL[code])
+        elif code == RESTART:
+            log.info("worker %s ended, so as to end a task of a cancelled run", child.worker)
         else:
             self._tell(child, code)
         return code
