@@ -49,6 +49,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: in a run of so many shards idle workers look at heartbeats rather than at all logs: these soon fill
     #: more than a page of a listing
     large_run: int = 500
+    #: whether idle workers run a second copy of a task that takes much longer than others; the first one to end
+    #: counts. Tasks annotated with ``impure=True`` never have one
+    backups: bool = True
     #: results up to this many bytes each ride in the entry itself …
     inline_result: int = 16_384
     #: … up to this many bytes an entry
@@ -88,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raise `ConfigError` for values that cannot work."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if isinstance(value, int | float) and value <= 0:
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
                 raise ConfigError(f"{name}={value!r}: must be more than 0")
         if self.lease < 2 * self.heartbeat:
             raise ConfigError(

@@ -155,11 +155,7 @@ class Tender:
             # In a hurry, what would take long to store is left to be computed again.
             kept = await context.executor.dump(holding.only_here(), KEEP_BYTES if context.stopping else None)
         outgoing = Outgoing.of(holding.collect(), self._carried, context.settings, kept)
-        if outgoing.segment:
-            name = outgoing.segment_name = f"{holding.shard.next:05d}-{context.entropy.token()}"
-            key = keys.segment(self.view.run, holding.shard.id, name)
-            # Durable before the entry that names it is written (rule 2).
-            await context.insist(lambda: context.store.put(key, outgoing.segment))
+        await self._store_segment(outgoing)
 
         def action(shard: Shard) -> Action:
             outcomes, names = outgoing.outcomes(shard)
@@ -170,6 +166,14 @@ class Tender:
             return Commit(outcomes=outcomes, reserved=reserved - outcomes.all, segments=names)
 
         return await self._append(action, outgoing)
+
+    async def _store_segment(self, outgoing: Outgoing) -> None:
+        """Store the large results: durable before the entry that names them is written (rule 2)."""
+        if outgoing.segment:
+            shard, context = self.holding.shard, self.context
+            outgoing.segment_name = f"{shard.next:05d}-{context.entropy.token()}"
+            key = keys.segment(self.view.run, shard.id, outgoing.segment_name)
+            await context.insist(lambda: context.store.put(key, outgoing.segment))
 
     async def _append(self, action: Callable[[Shard], Action], outgoing: Outgoing) -> bool:
         holding, context = self.holding, self.context
