@@ -253,7 +253,7 @@ class Finder:
         for shard in map(view.shard, sorted(fresh)):
             if shard.index.holder == self.context.worker or self._leaves(view, shard):
                 continue
-            count = policy.steal(len(shard.splittable), self._mean(shard), self.context.settings.split_from)
+            count = policy.steal(len(shard.splittable), self._mean(shard), self._worth(shard))
             work = count * (self._mean(shard) or self.context.durations.typical())
             # Of equally loaded shards the thieves take different ones.
             work *= self.context.entropy.uniform(0.8, 1.0)
@@ -263,7 +263,7 @@ class Finder:
             return None
         table = await self.context.table(view, keys.root_number(best.id))
         tasks = takeable(view, best, table)
-        tasks = closed_part(tasks, table, policy.steal(len(tasks), self._mean(best), self.context.settings.split_from))
+        tasks = closed_part(tasks, table, policy.steal(len(tasks), self._mean(best), self._worth(best)))
         if not tasks:
             return None
         child = keys.child_shard(best.id, best.next)
@@ -271,6 +271,11 @@ class Finder:
         if parent is None:
             return None
         return await self._try(view, Shard.untouched(child, tasks), Claim(self._first(tasks)))
+
+    def _worth(self, shard: Shard) -> float:
+        """Return the seconds of work worth a split: any, if its holder is held up by a task that takes long."""
+        held_up = any(straggler.id == shard.id for straggler, _ in self._stragglers)
+        return 0.0 if held_up else self.context.settings.split_from
 
     # ------------------------------------------------------------------ back up
 
