@@ -7,6 +7,7 @@ each check is a function of these `Facts`, in the table `CHECKS` with the rule t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 from burst_dask.errors import IllegalTransition, InvariantBroken
@@ -82,6 +83,7 @@ def violations_of(facts: Facts, *, complete: bool = False) -> list[Violation]:
     if facts.plan is None:
         return violations or [Violation("7", f"run {facts.run} has no plan")]
     explained: set[tuple[ShardId, int]] = set()
+    story = cache(facts.story)
     for rule, check in CHECKS:
         if rule == "complete" and not (complete or facts.is_marked_complete):
             continue
@@ -90,8 +92,7 @@ def violations_of(facts: Facts, *, complete: bool = False) -> list[Violation]:
                 if check is _entries_follow and (finding.shard, finding.entry) in explained:
                     continue  # a rule of its own says what is wrong with that entry
                 explained.add((finding.shard, finding.entry))
-            story = () if finding.shard is None else facts.story(finding.shard)
-            violations.append(Violation(rule, finding.what, story))
+            violations.append(Violation(rule, finding.what, () if finding.shard is None else story(finding.shard)))
     return violations
 
 
@@ -138,13 +139,16 @@ Findings = Iterator[Finding]
 
 def _results_are_durable(facts: Facts) -> Findings:
     """What an index names is there, and is what was written."""
+    lost: dict[tuple[ShardId, str], list[int]] = {}
+    told: set[tuple[ShardId, int]] = set()
     for (shard, position), why in facts.lost.items():
-        yield Finding(f"the stored outcome of task {facts.first(shard) + position}: {why}", shard)
+        lost.setdefault((shard, why), []).append(position)
+        told.add((shard, facts.index(shard).outcomes.stored[position].object))
+    for (shard, why), positions in lost.items():
+        yield Finding(f"the stored outcome of {_names(facts, shard, Bitmap.of(positions))}: {why}", shard)
     for shard in facts.known_shards:
-        index = facts.index(shard)
-        told = {index.outcomes.stored[position].object for of, position in facts.lost if of == shard}
-        for number, name in enumerate(index.objects):
-            if number in told:
+        for number, name in enumerate(facts.index(shard).objects):
+            if (shard, number) in told:
                 continue
             if name.startswith("@"):
                 there = name[1:].isdecimal() and int(name[1:]) <= max(facts.logs[shard])

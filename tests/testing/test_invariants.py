@@ -340,6 +340,15 @@ async def test_a_named_segment_without_results_must_be_there_too() -> None:
     assert violation.rule == "2" and "never-written" in violation.what
 
 
+async def test_what_is_lost_together_is_told_together() -> None:
+    case, shard = await made([(lambda: 1, []) for _ in range(20)])
+    shard = await case.append(shard, "w", Claim(Bitmap.full(20)))
+    outcomes = Outcomes(done=Bitmap.full(20), stored={p: Location(0, 8 * p, 8 * p + 8) for p in range(20)})
+    await case.append(shard, "w", Commit(outcomes, EMPTY, segments=("gone",)))
+    violation = await case.violation()
+    assert "tasks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more" in violation.what and "gone is not there" in violation.what
+
+
 # ---------------------------------------------------------------------------- rule 3
 
 
