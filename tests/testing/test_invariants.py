@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from breaking import ROOT, Case, done, made, pair
+from stage import Task
 
-from burst_dask.clock import Entropy
 from burst_dask.errors import InvariantBroken
-from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, ShardId, WorkerId
 from burst_dask.protocol.records import (
-    Action,
     AddRun,
     Claim,
     Close,
     Commit,
-    Ended,
-    Entry,
     Location,
     Outcomes,
     Place,
@@ -36,165 +28,11 @@ from burst_dask.protocol.records import (
     Split,
     Takeover,
     decode,
-    decode_with_end,
     encode,
 )
-from burst_dask.protocol.shard import Shard, merge
-from burst_dask.store import Meta, Store, open_store
+from burst_dask.protocol.shard import merge
 from burst_dask.testing.facts import gather
-from burst_dask.testing.invariants import Violation, assert_run_invariants, check_run, garbage
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "worker"))
-from stage import Stage, Task
-
-ROOT = keys.root_shard(0)
-#: a result of this size gets a segment
-LARGE = 40_000
-
-
-# ---------------------------------------------------------------------------- a healthy run
-
-
-async def play() -> tuple[RunId, dict[str, bytes]]:
-    """Let agents run a graph, one of them a thief and heir; return the run and all objects."""
-    stage = await Stage(split_from=0.01, reserve_ahead=0.3).open()
-    entered, gate = threading.Event(), threading.Event()
-    first_time = iter([True])
-
-    def hangs_once() -> int:
-        if next(first_time, False):
-            entered.set()
-            gate.wait(60)
-        return 0
-
-    def fails(_: int) -> int:
-        raise ValueError("no")
-
-    tasks: list[Task] = [(hangs_once, []), *[(lambda: 1, []) for _ in range(19)]]
-    tasks += [(lambda x: x + 1, [number - 10]) for number in range(20, 30)]
-    tasks += [(lambda x, y: x + y, [0, 29]), (fails, [5]), (lambda: b"x" * LARGE, []), (lambda x: x, [31])]
-    tasks += [(lambda x: x, [33]), (len, [32]), (lambda x: x, [30])]
-    view = await stage.submit(tasks, cuts=[30, 34], outputs=[3, 30, 32, 34, 36])
-    stage.start("dies")
-    await asyncio.to_thread(entered.wait)
-    stage.start("thief")
-    while view.totals().done < 5:
-        await view.survey()
-        await asyncio.sleep(0.01)
-    await stage.kill("dies")
-    await stage.store.create(
-        keys.ended(stage.session, WorkerId("dies")), encode(Ended(worker=WorkerId("dies"), reason="died"))
-    )
-    await stage.complete(view)
-    gate.set()
-    await stage.stop()
-    names = [meta.key async for page in stage.store.list("") for meta in page]
-    return view.run, {name: await stage.store.get(name) or b"" for name in names}
-
-
-@pytest.fixture(scope="module")
-def healthy() -> tuple[RunId, dict[str, bytes]]:
-    return asyncio.run(play())
-
-
-class Case:
-    """A run in a store of its own, to be broken."""
-
-    def __init__(self, store: Store, run: RunId) -> None:
-        self.store, self.run = store, run
-        self.author = log.Author(WorkerId("forger"), Stage().clock, Entropy())
-
-    async def rules(self, *, complete: bool = True) -> set[str]:
-        return {violation.rule for violation in await check_run(self.store, self.run, complete=complete)}
-
-    async def violation(self, *, complete: bool = True) -> Violation:
-        (only,) = await check_run(self.store, self.run, complete=complete)
-        return only
-
-    async def names(self, part: str) -> list[str]:
-        return [
-            meta.key async for page in self.store.list(keys.run_prefix(self.run)) for meta in page if part in meta.key
-        ]
-
-    async def flip(self, key: str, at: int = -1) -> None:
-        data = bytearray(await self.store.get(key) or b"")
-        data[at] ^= 1
-        await self.store.put(key, bytes(data))
-
-    def slot(self, shard: ShardId, number: int) -> str:
-        return keys.entry(keys.shard_log(self.run, shard), number)
-
-    async def entry(self, shard: ShardId, number: int) -> tuple[Entry, bytes]:
-        key = self.slot(shard, number)
-        data = await self.store.get(key) or b""
-        entry, end = decode_with_end(Entry, key, data)
-        return entry, data[end:]
-
-    async def entries(self, shard: ShardId) -> list[Entry]:
-        names = await self.names(f"/log/{shard}/")
-        return [(await self.entry(shard, keys.entry_number(name)))[0] for name in names]
-
-    async def find(self, kind: type) -> Entry:
-        """Return the first entry of a kind in the log of the first shard."""
-        return next(entry for entry in await self.entries(ROOT) if isinstance(entry.action, kind))
-
-    async def rewrite(self, shard: ShardId, slot: int, /, **changes: Any) -> None:
-        entry, blobs = await self.entry(shard, slot)
-        changed = msgspec.structs.replace(entry, **changes)
-        await self.store.put(self.slot(shard, slot), encode(changed) + blobs)
-
-    async def rewrite_outcomes(self, shard: ShardId, change: Callable[[Outcomes], Outcomes]) -> None:
-        """Change outcomes in all entries of a log, so that it still folds."""
-        for entry in await self.entries(shard):
-            action = entry.action
-            if isinstance(action, Commit):
-                action = msgspec.structs.replace(action, outcomes=change(action.outcomes))
-            index = msgspec.structs.replace(entry.index, outcomes=change(entry.index.outcomes))
-            await self.rewrite(shard, entry.number, action=action, index=index)
-
-    async def forge(self, shard: ShardId, action: Action, **index: Any) -> None:
-        """Append an entry by the holder whose index is as given, whether it is legal or not."""
-        last = (await self.entries(shard))[-1]
-        forged = Entry(
-            number=last.number + 1,
-            writer=last.writer,
-            nonce=self.author.entropy.token(),
-            wrote=0.0,
-            action=action,
-            index=msgspec.structs.replace(last.index, **index),
-        )
-        await self.store.put(self.slot(shard, forged.number), encode(forged))
-
-    async def append(self, shard: Shard, writer: str, action: Action, blobs: Sequence[bytes] = ()) -> Shard:
-        """Append what the shard's state allows."""
-        author = log.Author(WorkerId(writer), self.author.clock, self.author.entropy)
-        after = await log.append(self.store, self.run, log.prepare(shard, author, action, blobs))
-        assert after is not None
-        return after
-
-
-@pytest.fixture
-async def case(healthy: tuple[RunId, dict[str, bytes]]) -> Case:
-    run, objects = healthy
-    store = open_store(f"memory://{Entropy().token()}")
-    for name, data in objects.items():
-        await store.put(name, data)
-    return Case(store, run)
-
-
-async def made(tasks: Sequence[Task], cuts: Sequence[int] = (), outputs: Sequence[int] = ()) -> tuple[Case, Shard]:
-    """Return a run that nobody works on, and its first shard, to append to by hand."""
-    stage = await Stage().open()
-    view = await stage.submit(tasks, cuts=cuts, outputs=outputs)
-    return Case(stage.store, view.run), view.shard(ROOT)
-
-
-def pair() -> list[Task]:
-    return [(lambda: 1, []), (lambda x: x, [0])]
-
-
-def done(*positions: int) -> Outcomes:
-    return Outcomes(done=Bitmap.of(positions))
+from burst_dask.testing.invariants import assert_run_invariants, check_run, garbage
 
 
 async def test_a_healthy_run_breaks_no_rule(case: Case) -> None:
@@ -210,12 +48,6 @@ async def test_a_healthy_run_breaks_no_rule(case: Case) -> None:
     assert facts.index(ROOT).strikes and any("-" in shard for shard in facts.known_shards)
 
 
-async def test_nothing_is_written(case: Case, healthy: tuple[RunId, dict[str, bytes]]) -> None:
-    await check_run(case.store, case.run)
-    names = [meta.key async for page in case.store.list("") for meta in page]
-    assert {name: await case.store.get(name) for name in names} == healthy[1]
-
-
 async def test_the_error_tells_rule_task_and_story(case: Case) -> None:
     await case.store.delete(await case.names("/segments/"))
     with pytest.raises(InvariantBroken) as caught:
@@ -223,42 +55,6 @@ async def test_the_error_tells_rule_task_and_story(case: Case) -> None:
     text = str(caught.value)
     assert f"run {case.run} breaks the protocol" in text
     assert "rule 2: the stored outcome of task 32" in text and "0: thief claimed" in text
-
-
-async def test_damage_is_told_in_the_story(case: Case) -> None:
-    number = (await case.find(Takeover)).number
-    await case.flip(case.slot(ROOT, number))
-    facts = await gather(case.store, case.run)
-    assert f"  {number}: cannot be read" in facts.story(ROOT)[1 + number]
-
-
-# ---------------------------------------------------------------------------- objects
-
-
-async def test_a_damaged_entry(case: Case) -> None:
-    await case.flip(case.slot(ROOT, (await case.find(Takeover)).number))
-    assert await case.rules() == {"objects"}
-
-
-async def test_a_damaged_newest_entry_leaves_the_outcomes_of_its_shard_unknown(case: Case) -> None:
-    newest = (await case.entries(ROOT))[-1].number
-    await case.flip(case.slot(ROOT, newest), 20)
-    assert await case.rules() == {"objects"}
-
-
-async def test_a_damaged_plan(case: Case) -> None:
-    await case.flip(keys.plan(case.run))
-    assert await case.rules() == {"objects"}
-
-
-async def test_damaged_task_records(case: Case) -> None:
-    await case.flip(keys.pack(case.run, 0), 40)
-    assert await case.rules() == {"objects"}
-
-
-async def test_a_damaged_manifest(case: Case) -> None:
-    await case.flip(keys.manifest(keys.session_of(case.run)))
-    assert await case.rules() == {"objects"}
 
 
 # ---------------------------------------------------------------------------- rule 1
@@ -609,68 +405,3 @@ async def test_pending_tasks_are_wrong_only_when_all_should_be_over() -> None:
     assert (await case.violation()).what == "task 1: no outcome"
     await case.store.put(keys.complete(case.run), b"w")
     assert await case.rules(complete=False) == {"complete"}
-
-
-async def test_a_gap_in_the_session_log(case: Case) -> None:
-    await case.store.delete([keys.entry(keys.session_log(keys.session_of(case.run)), 0)])
-    violation = await case.violation()
-    assert violation.rule == "session log" and "entry 1 where 0 comes next" in violation.what
-
-
-async def test_a_damaged_session_log(case: Case) -> None:
-    await case.flip(keys.entry(keys.session_log(keys.session_of(case.run)), 1))
-    assert await case.rules() == {"objects"}
-
-
-async def test_garbage_is_no_violation(case: Case) -> None:
-    await case.store.put(keys.segment(case.run, ROOT, "00009-lost"), b"unnamed")
-    await case.store.put(keys.shard_log(case.run, ROOT) + "note", b"by somebody")
-    await case.store.put(keys.pack(case.run, 9), b"no shard's")
-    assert await case.rules() == set()
-    found = garbage(await gather(case.store, case.run))
-    assert [line.partition(" (")[0].rpartition("/")[2] for line in found] == ["note", "00009", "00009-lost"]
-
-
-async def test_a_submission_that_died_is_garbage() -> None:
-    case, _ = await made(pair())
-    stage = await Stage(case.store).open()
-    run = RunId(f"{stage.session}.dead")
-    await case.store.put(keys.pack(run, 0), b"half")
-    (line,) = garbage(await gather(case.store, run))
-    assert "1 objects" in line and "before its plan was written" in line
-
-
-class Interrupted:
-    """A store in which somebody commits while the logs are listed."""
-
-    def __init__(self, store: Store, key: str, meanwhile: Callable[[], Any]) -> None:
-        self._store, self._key, self._meanwhile = store, key, meanwhile
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
-        if "/log/" in prefix and "/runs/" in prefix and self._key:
-            yield [meta async for page in self._store.list(prefix) for meta in page if meta.key < self._key]
-            after, self._key = self._key, ""
-            await self._meanwhile()
-        async for page in self._store.list(prefix, after=after):
-            yield page
-
-
-async def test_what_is_new_while_the_run_is_read_is_not_wrong() -> None:
-    """Shard 1 is listed with an outcome that came after that of shard 0, which was listed without."""
-    case, first = await made(pair(), cuts=[1])
-    second = Shard.untouched(keys.root_shard(1), Bitmap.full(1))
-    first = await case.append(first, "w", Claim(Bitmap.of([0])))
-    second = await case.append(second, "w", Claim(Bitmap.of([0])))
-
-    async def meanwhile() -> None:
-        blob = b"".join(seal([b"x"]))
-        stored = Outcomes(done=Bitmap.of([0]), stored={0: Location(0, 0, len(blob))})
-        await case.append(first, "w", Commit(stored, EMPTY, segments=("@1",)), [blob])
-        await case.append(second, "w", Commit(done(0), EMPTY))
-
-    case.store = Interrupted(case.store, keys.shard_log(case.run, keys.root_shard(1))[:-1], meanwhile)  # type: ignore[assignment]
-    assert await case.rules() == set()
-    assert len(await case.entries(ROOT)) == 2
