@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from breaking import ROOT, Case, done, made, pair
-from stage import Stage
+from stage import Stage, Task
 
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
@@ -156,3 +157,23 @@ async def test_whatever_is_altered_or_cut_short_is_noticed(case: Case) -> None:
         assert await check_run(case.store, case.run, complete=True), name
         await case.store.put(name, data)
     assert await check_run(case.store, case.run, complete=True) == []
+
+
+async def test_a_run_can_be_checked_while_agents_are_busy() -> None:
+    stage = await Stage(split_from=0.001, reserve_ahead=0.05, commit_interval=0.02, commit_interval_wanted=0.01).open()
+
+    def task(number: int) -> Task:
+        needs = sorted({number - 1, number // 2, max(0, number - 40)} - {number}) if number % 7 else []
+        return (lambda *_: time.sleep(0.002)), needs
+
+    view = await stage.submit([task(number) for number in range(300)], cuts=range(30, 300, 30), outputs=[299])
+    for name in "abc":
+        stage.start(name)
+    looks = 0
+    while view.totals().pending:
+        assert await check_run(stage.store, view.run) == []
+        looks += 1
+        await view.survey()
+    assert looks > 1
+    assert await check_run(stage.store, view.run, complete=True) == []
+    await stage.stop()
