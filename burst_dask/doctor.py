@@ -115,7 +115,9 @@ def _listed(title: str, items: Iterable[object]) -> Iterator[str]:
 
 
 def _rules() -> list[str]:
-    return ["objects", "session log", *dict.fromkeys(rule for rule, _ in CHECKS)]
+    rules = {rule for rule, _ in CHECKS}
+    numbers = sorted((rule for rule in rules if rule.isdecimal()), key=int)
+    return [*numbers, *sorted(rules.difference(numbers, {"complete"})), "objects", "session log"]
 
 
 async def diagnose(store: Store, identifier: str, clock: Clock) -> Diagnosis:

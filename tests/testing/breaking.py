@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from burst_dask.protocol.records import (
     encode,
 )
 from burst_dask.protocol.shard import Shard
-from burst_dask.store import Store
+from burst_dask.store import Store, open_store
 from burst_dask.testing.invariants import Violation, check_run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "worker"))
@@ -80,6 +80,13 @@ class Case:
     def __init__(self, store: Store, run: RunId) -> None:
         self.store, self.run = store, run
         self.author = log.Author(WorkerId("forger"), Stage().clock, Entropy())
+
+    @classmethod
+    async def copy_of(cls, run: RunId, objects: Mapping[str, bytes]) -> Case:
+        store = open_store(f"memory://{Entropy().token()}")
+        for name, data in objects.items():
+            await store.put(name, data)
+        return cls(store, run)
 
     async def rules(self, *, complete: bool = True) -> set[str]:
         return {violation.rule for violation in await check_run(self.store, self.run, complete=complete)}
