@@ -28,19 +28,20 @@ def first_call_waits(gate: threading.Event, entered: threading.Event) -> Task:
     return task, []
 
 
-def quick(count: int) -> list[Task]:
-    return [((lambda: 0), []) for _ in range(count)]
+def one_each() -> list[Task]:
+    """Two tasks of which each of two workers runs one: then both know how long such tasks take."""
+    both = threading.Barrier(2, timeout=60)
+    return [(both.wait, []), (both.wait, [])]
 
 
 async def test_an_idle_worker_runs_a_copy_and_its_result_counts() -> None:
     stage = await Stage(**EAGER).open()
     gate, entered = threading.Event(), threading.Event()
-    # One worker is held up; the other has run tasks of the same kind, so it knows how long they take.
-    view = await stage.submit([*quick(8), first_call_waits(gate, entered), ((lambda x: x + "!"), [8])], cuts=[4, 8])
+    view = await stage.submit([*one_each(), first_call_waits(gate, entered), ((lambda x: x + "!"), [2])], cuts=[1, 2])
     stage.start("a")
     stage.start("b")
     await stage.complete(view)
-    assert await stage.results(view, [8, 9]) == ["the copy", "the copy!"]
+    assert await stage.results(view, [2, 3]) == ["the copy", "the copy!"]
     story = await stage.story(view)
     assert any(isinstance(entry.action, Backup) for entries in story.values() for entry in entries)
     gate.set()
@@ -59,14 +60,14 @@ async def test_a_copy_that_fails_leaves_the_task_to_its_holder() -> None:
         failed.set()
         raise ValueError("the copy")
 
-    view = await stage.submit([*quick(8), (task, [])], cuts=[4, 8])
+    view = await stage.submit([*one_each(), (task, [])], cuts=[1, 2])
     stage.start("a")
     stage.start("b")
     while not failed.is_set():
         await stage.clock.sleep(0.01)
     gate.set()
     await stage.complete(view)
-    assert await stage.results(view, [8]) == ["the first"]
+    assert await stage.results(view, [2]) == ["the first"]
     await stage.stop()
 
 
@@ -74,16 +75,16 @@ async def test_impure_tasks_have_no_copies() -> None:
     stage = await Stage(**EAGER).open()
     gate, entered = threading.Event(), threading.Event()
     view = await stage.submit(
-        [*quick(8), first_call_waits(gate, entered)], cuts=[4, 8], annotations={8: {"impure": True}}
+        [*one_each(), first_call_waits(gate, entered)], cuts=[1, 2], annotations={2: {"impure": True}}
     )
     stage.start("a")
     stage.start("b")
-    while view.totals().done < 8 or not entered.is_set():
+    while view.totals().done < 2 or not entered.is_set():
         await view.survey()
         await stage.clock.sleep(0.01)
     await stage.clock.sleep(0.5)  # long enough for some searches, were one to be found
     gate.set()
     await stage.complete(view)
-    assert serialize.loads((await view.fetch([8]))[8]) == "the first"
+    assert serialize.loads((await view.fetch([2]))[2]) == "the first"
     assert view.shard(keys.root_shard(2)).index.outcomes.ran == 1
     await stage.stop()
