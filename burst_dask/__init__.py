@@ -17,16 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from burst_dask import errors as errors
+    from burst_dask.overview import list_sessions as list_sessions
     from burst_dask.run import Run as Run
     from burst_dask.session import Session as Session
     from burst_dask.session import attach as attach
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "Session", "__version__", "attach", "errors"]
+__all__ = ["Run", "Session", "__version__", "attach", "errors", "list_sessions"]
 
 #: Imported when first used: workers import this package too, and need none of these.
-_MODULES = {"Run": "burst_dask.run", "Session": "burst_dask.session", "attach": "burst_dask.session"}
+_MODULES = {
+    "Run": "burst_dask.run",
+    "Session": "burst_dask.session",
+    "attach": "burst_dask.session",
+    "list_sessions": "burst_dask.overview",
+}
 
 
 def __getattr__(name: str) -> Any:

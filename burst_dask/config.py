@@ -60,6 +60,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: in a run of so many shards idle workers look at heartbeats rather than at all logs: these soon fill
     #: more than a page of a listing
     large_run: int = 500
+    #: whether idle workers run a second copy of a task that takes much longer than others; the first one to end
+    #: counts. Tasks annotated with ``impure=True`` never have one
+    backups: bool = True
     #: results up to this many bytes each ride in the entry itself …
     inline_result: int = 16_384
     #: … up to this many bytes an entry
@@ -101,7 +104,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raise `ConfigError` for values that cannot work."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if isinstance(value, int | float) and not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):
                 hint = "; None means no limit" if name in _MAY_BE_NONE else ""
                 raise ConfigError(f"{name}={value!r}: must be more than 0{hint}")
         if self.lease < 2 * self.heartbeat:

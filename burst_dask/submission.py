@@ -47,8 +47,7 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
     StoreError
         The store failed. In both cases nothing was submitted.
     """
-    if link.state.closed:
-        raise ConfigError(f"session {link.session} is closed; open a new one with Session(…)")
+    sync.run(link.check_open())
     dsk, annotations = materialize(graph, names)
     asked.annotate(dsk, annotations)
     run = RunId(f"{link.session}.{link.author.entropy.token(6)}")

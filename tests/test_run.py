@@ -248,7 +248,7 @@ def test_who_may_only_read_can_wait(burst):
 
     reader = attach(run.id, store=ReadOnly(burst._link.store))
     assert reader.result(timeout=30) == (3,)
-    assert reader.status().done == run.status().done
+    assert reader.status().completed == run.status().completed
 
 
 # ---------------------------------------------------------------------------- somebody must work
@@ -332,12 +332,12 @@ def test_status(burst, gate):
     run = burst.compute(*[dask.delayed(gate.wait)(n) for n in range(4)])
     while (status := run.status()).workers.alive < 2:
         pass  # the second one has not written its heartbeat yet
-    assert (status.done, status.failed, status.pending, status.total) == (0, 0, status.total, run._view.plan.tasks)
+    assert (status.completed, status.failed, status.left, status.total) == (0, 0, 4, run._view.plan.tasks)
     assert status.workers.alive == 2 and status.workers.oldest_heartbeat < 5
     gate.open()
     run.wait(timeout=30)
     status = run.status()
-    assert status.state == "done" and status.progress == 100 and status.pending == status.running == 0
+    assert status.state == "done" and status.progress == 100 and status.pending == status.running == 0 and status.completed == 4
     assert status.to_dict()["workers"] == {"alive": 2, "oldest_heartbeat": status.workers.oldest_heartbeat}
     assert str(status).startswith(f"Run {run.id}") and "<td>done</td>" in status._repr_html_()
 

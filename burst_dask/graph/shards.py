@@ -333,7 +333,7 @@ def _beside(bounds: Sequence[int], sizes: Mapping[int, Mapping[int, int]]) -> di
 def _notes(annotations: Annotations, number: Mapping[Any, int]) -> dict[int, dict[str, Any]]:
     """Return what workers know how to heed, by number of the task."""
     notes: dict[int, dict[str, Any]] = {}
-    for name, read in (("retries", int), ("priority", int), ("resources", _resources)):
+    for name, read in (("retries", int), ("priority", int), ("resources", _resources), ("impure", bool)):
         for key, value in annotations.get(name, {}).items():
             notes.setdefault(number[key], {})[name] = read(value)
     return notes

@@ -96,9 +96,22 @@ def split_worker_key(key: str) -> tuple[WorkerId, str]:
     return WorkerId(worker), kind
 
 
+def runs(session: SessionId) -> str:
+    return f"s/{session}/runs/"
+
+
+def run_in(session: SessionId, folder: str) -> RunId:
+    """Return the id of the run whose objects lie in a folder directly below `runs`.
+
+    >>> run_in(SessionId("k3w9x2mq"), "7gfh2y")
+    'k3w9x2mq.7gfh2y'
+    """
+    return RunId(f"{session}.{folder}")
+
+
 def run_prefix(run: RunId) -> str:
     session, _, own = run.partition(".")
-    return f"s/{session}/runs/{own}/"
+    return f"{runs(SessionId(session))}{own}/"
 
 
 def plan(run: RunId) -> str:

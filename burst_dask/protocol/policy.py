@@ -21,6 +21,8 @@ STORE_LATENCY = 0.04
 #: A holder commits, to reserve more, when less than this many seconds of reserved work is left:
 #: several PUTs, so that threads seldom wait for one.
 RESERVE_LOW_WATER = 0.25
+#: A task is a straggler when it takes so many times as long as others of its kind.
+STRAGGLER_FACTOR = 3.0
 #: What is no more than this many times the usual portion is not cut in two.
 NEARLY = 1.5
 #: Times a second that all idle workers together look for work: with a handful of requests each that is
@@ -108,6 +110,26 @@ def worth_storing(seconds: float, size: int) -> bool:
     worth storing when it took ten times what storing takes.
     """
     return seconds > 10 * (STORE_LATENCY + size / STORE_SPEED)
+
+
+def straggles(age: float, usual: float | None, interval: float) -> bool:
+    """Tell whether a reserved task takes so long that a second try may well end first.
+
+    As cubed's ``should_launch_backup`` (there: three times the median).
+
+    Parameters
+    ----------
+    age
+        Seconds since the shard's newest entry was first seen: a task that runs has run for that long at least.
+    usual
+        Seconds that tasks of its kind took on this worker; None when it never ran one.
+    interval
+        `Settings.commit_interval`: an entry may be that old while all is well.
+
+    >>> straggles(41, 10, 5), straggles(39, 10, 5), straggles(1000, None, 5)
+    (True, False, False)
+    """
+    return usual is not None and age > STRAGGLER_FACTOR * usual + 2 * interval
 
 
 class CommitFacts(NamedTuple):

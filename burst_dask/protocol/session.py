@@ -19,6 +19,10 @@ from burst_dask.protocol.records import (
     SessionEntry,
 )
 
+#: Seconds by which the clocks of clients and workers are taken to differ at most. They say when to ask the store
+#: whether a deadline has passed; it alone decides.
+CLOCKS_AGREE = 600.0
+
 
 class SessionState(msgspec.Struct, frozen=True):
     """A session as folded up to some entry."""

@@ -42,12 +42,16 @@ class Process:
         self.alive = True
         self._loop = loop
         self._parked: list[_Handle] | None = None
+        #: kept, or the clean-up code of a dead process would run when its tasks are collected
+        self._tasks: list[asyncio.Task[Any]] = []
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `coroutine` as code of this process."""
         context = contextvars.copy_context()
         context.run(_current.set, self)
-        return self._loop.create_task(coroutine, context=context)
+        task = self._loop.create_task(coroutine, context=context)
+        self._tasks.append(task)
+        return task
 
     def call(self, function: Callable[[], Any]) -> None:
         """Call `function` soon, as a signal handler of this process."""

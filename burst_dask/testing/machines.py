@@ -94,10 +94,19 @@ class Worker(Machine):
     ----------
     die
         Called with the worker when a task kills it.
+    slowness
+        How many times as long as on other workers tasks take.
     """
 
     def __init__(
-        self, bucket: Bucket, name: str, seed: int, network: Network, job: Job, die: Callable[[Worker], None]
+        self,
+        bucket: Bucket,
+        name: str,
+        seed: int,
+        network: Network,
+        job: Job,
+        die: Callable[[Worker], None],
+        slowness: float = 1.0,
     ) -> None:
         super().__init__(bucket, name, seed, network)
         self.context = Context(
@@ -107,7 +116,7 @@ class Worker(Machine):
             settings=job.settings,
             clock=self.clock,
             entropy=self.entropy,
-            executor=SimulatedExecutor(job.threads, name, self.clock, job.started(name), lambda: die(self)),
+            executor=SimulatedExecutor(job.threads, name, self.clock, job.started(name), lambda: die(self), slowness),
             memory=Memory(),
         )
         self.agent = Agent(self.context)

@@ -26,6 +26,7 @@ from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Held, Open, encode
 from burst_dask.protocol.session import SessionState
 from burst_dask.store import requests_of
+from burst_dask.worker.backup import BackupTender, stand_in
 from burst_dask.worker.context import Context, logger, wait_for
 from burst_dask.worker.deadline import Deadline
 from burst_dask.worker.execution import Call
@@ -320,15 +321,18 @@ class Agent:
 
     def _tend(self, found: Found) -> None:
         context = self.context
+        shard, kind = found.shard, Tender
+        if found.backup:
+            shard, kind = stand_in(found.shard, found.backup, context.worker), BackupTender
         holding = Holding(
-            found.shard,
+            shard,
             found.table,
             context.memory.scope(),
             found.view.outcome,
             context.durations,
             context.load.resources,
         )
-        tender = Tender(context, found.view, holding, self._announce)
+        tender = kind(context, found.view, holding, self._announce)
         self.tenders[found.view.run, found.shard.id] = tender
         if context.stopping:
             tender.let_go(context.stopping)

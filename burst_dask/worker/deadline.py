@@ -11,11 +11,9 @@ from functools import partial
 
 from burst_dask.journal import log
 from burst_dask.protocol import keys
-from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session import CLOCKS_AGREE, SessionState
 from burst_dask.worker.context import Context
 
-#: Clocks of clients and workers are taken to agree within so many seconds.
-NEAR = 600.0
 #: Seconds after which the store is asked in any case: two requests.
 ASK_EVERY = 3600.0
 
@@ -44,7 +42,7 @@ class Deadline:
         if left is None:
             return False
         overdue = self._context.clock.monotonic() - self._asked >= ASK_EVERY
-        if left > NEAR and not overdue:
+        if left > CLOCKS_AGREE and not overdue:
             return False
         if self._dated[0] != state.sign:
             await self._date(state)

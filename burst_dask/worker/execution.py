@@ -114,6 +114,7 @@ def open_table(record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
         retries={position: int(note["retries"]) for position, note in notes.items() if "retries" in note},
         priority={position: int(note["priority"]) for position, note in notes.items() if "priority" in note},
         resources={position: note["resources"] for position, note in notes.items() if note.get("resources")},
+        impure=Bitmap.of(position for position, note in notes.items() if note.get("impure")),
         kinds=[key_split(name) for name in names],
     )
 

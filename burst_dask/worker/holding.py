@@ -83,6 +83,8 @@ class Holding:
         self.ready: list[tuple[int, int]] = []
         self.running: set[int] = set()
         self.attempts: Counter[int] = Counter()
+        #: tasks that failed and are tried again: only this holder knows how often, so it keeps them
+        self.retrying: set[int] = set()
         self.finished = Finished()
         #: what the entry on its way reserves; it may land at any moment, and what it gives back may be split off then
         self.sent: Bitmap | None = None
@@ -192,6 +194,7 @@ class Holding:
         if position not in self.todo:
             return  # taken by a backup copy meanwhile
         if ran.failed and self.attempts[position] <= self.table.retries.get(position, 0):
+            self.retrying.add(position)
             self._enable(position)
         else:
             self._end(ran)
@@ -324,6 +327,7 @@ class Holding:
             return
         self.todo.discard(position)
         self.parked.discard(position)
+        self.retrying.discard(position)
         for number in self.table.dependencies[position]:
             self.uses[number] -= 1
             if not self.uses[number]:
@@ -443,7 +447,7 @@ class Holding:
             self.candidates(),
             self.guess,
             self.shard.index.strikes,
-            Bitmap.of((self.running & self.todo) - self.revived),
+            Bitmap.of(((self.running & self.todo) | self.retrying) - self.revived),
             threads,
             seconds,
         )
