@@ -14,8 +14,9 @@ from burst_dask.submission import numbers
 
 #: Seconds between looks at workers that have been told to end.
 ENDING_POLL = 0.5
-#: What a cleanup that keeps the outputs keeps of the objects of a run, besides segments that hold them.
-_KEPT = ("/log/", "/plan", "/names")
+#: What a cleanup that keeps the outputs keeps besides segments that hold them: logs and plans lead to them, what
+#: workers wrote of themselves tells the cost.
+_KEPT = ("/log/", "/plan", "/names", "/workers/")
 
 
 async def extend(link: Link, seconds: float) -> float | None:

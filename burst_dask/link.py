@@ -176,6 +176,8 @@ class Link:
 
     async def condition(self) -> str:
         """Return ``"open"``, ``"closed"`` or ``"expired"``."""
+        if not self.state.closed and await self.expired():
+            await self.follow()  # another client may have extended it
         if self.state.closed:
             return "closed"
         return "expired" if await self.expired() else "open"

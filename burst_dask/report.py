@@ -436,9 +436,11 @@ def frame(records: list[dict[str, Any]]) -> DataFrame:
 def money(dollars: float) -> str:
     """Return an amount as people read it.
 
-    >>> money(0), money(0.00213), money(12.3456)
-    ('0 USD', '0.0021 USD', '12.35 USD')
+    >>> money(0), money(0.00001), money(0.00213), money(12.3456)
+    ('0 USD', 'under 0.0001 USD', '0.0021 USD', '12.35 USD')
     """
+    if 0 < dollars < 1e-4:
+        return "under 0.0001 USD"
     if not dollars:
         return "0 USD"
     return f"{dollars:.2f} USD" if dollars >= 1 else f"{dollars:.4f} USD"

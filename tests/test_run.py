@@ -14,6 +14,7 @@ import dask
 import msgspec
 import numpy as np
 import pytest
+from acting import ReadOnly
 
 from burst_dask import Session, attach, link, sync
 from burst_dask.errors import (
@@ -21,7 +22,6 @@ from burst_dask.errors import (
     CorruptObject,
     FleetError,
     RunCancelled,
-    StoreAccessDenied,
     UnstorableResult,
     VersionMismatch,
     WaitTimeout,
@@ -234,18 +234,6 @@ def test_who_may_only_read_can_wait(burst):
     run = burst.compute(dask.delayed(sum)([1, 2]))
     run.wait(timeout=30)
 
-    class ReadOnly:
-        def __init__(self, inner):
-            self.inner = inner
-
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
-
-        async def put(self, key, body):
-            raise StoreAccessDenied(f"{key} may not be written")
-
-        create = put
-
     reader = attach(run.id, store=ReadOnly(burst._link.store))
     assert reader.result(timeout=30) == (3,)
     assert reader.status().completed == run.status().completed
@@ -337,7 +325,12 @@ def test_status(burst, gate):
     gate.open()
     run.wait(timeout=30)
     status = run.status()
-    assert status.state == "done" and status.progress == 100 and status.pending == status.running == 0 and status.completed == 4
+    assert (
+        status.state == "done"
+        and status.progress == 100
+        and status.pending == status.running == 0
+        and status.completed == 4
+    )
     assert status.to_dict()["workers"] == {"alive": 2, "oldest_heartbeat": status.workers.oldest_heartbeat}
     assert str(status).startswith(f"Run {run.id}") and "<td>done</td>" in status._repr_html_()
 
