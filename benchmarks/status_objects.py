@@ -15,15 +15,16 @@ after a reading of its `inst/templates/worker.R`, `R/session-api.R`, `R/session-
 * Status: GET of the manifest, LIST and a GET of each status.
 
 Kinder than the original: listings have all their pages (there only the first 1,000 keys, so that further tasks
-never run); a request that met 503 is repeated until it succeeds (there a task is passed over, or its status lost);
-only the time that a client's code takes is left out, no client waits for results, and a request carries no bytes.
-This protocol is charged for a client that waits from beginning to end.
+never run: ``--first-page`` does as it does); a request that met 503 is repeated until it succeeds (there a task is
+passed over, or its status lost); no time passes in its own code, no client waits for results, and a request carries
+no bytes. This protocol is charged for a client that waits from beginning to end.
 
 A claim that reads 10,000 statuses, 10,000 times, is too much to simulate one request at a time. While the store
 cannot answer 503 its reads are independent of each other, so the GETs of one scan are drawn and added up together,
 from the same distribution, and each status is seen as it was when its own GET arrived. The run fails if the
 busiest second came near the limit all the same. ``--each-request`` simulates them one by one, which ``--window``
-makes bearable: both the status objects and the figures then end after so many seconds.
+makes bearable: the simulation of the status objects then ends after so many seconds, and its figures are what
+happened until then. With ``--stored`` all tasks are there when the workers are asked for, at no cost.
 """
 
 from __future__ import annotations
@@ -138,6 +139,8 @@ class StatusObjects:
         self.statuses = Statuses(arguments.workers, arguments.tasks, Entropy(f"{self.seed} statuses"))
         self.window: float | None = arguments.window
         self.each = arguments.each_request
+        self.first_page = arguments.first_page
+        self.stored = arguments.stored
         self.links: list[Link] = []
         self.submitted: float | None = None
         self.first_task: float | None = None
@@ -168,6 +171,10 @@ class StatusObjects:
 
     async def submit(self) -> None:
         link = self.link("client")
+        if self.stored:
+            self.statuses.created[:] = 0.0
+            self.submitted = 0.0
+            return
         for place in self.statuses.places:
             await link.skip("put")
             await link.send("put", lambda place=place: self.statuses.created.__setitem__(place, self.loop.time()))
@@ -191,7 +198,7 @@ class StatusObjects:
         while True:
             page = await link.send("list", lambda after=after: self.statuses.listed(after, self.loop.time()))
             places += page
-            if len(page) < PAGE:
+            if len(page) < PAGE or self.first_page:
                 break
             after = page[-1]
         claimed = self.statuses.claimed
@@ -278,10 +285,15 @@ def seconds(value: float | None) -> str:
     return "not yet" if value is None else f"{value:,.1f}"
 
 
+#: simulations that are over: their agents would protest against being collected
+left: list[Scale] = []
+
+
 def ours(arguments: argparse.Namespace) -> dict[str, str]:
     scale = Scale(
         arguments.workers, arguments.tasks, arguments.seconds, arguments.boot, arguments.seed, arguments.per_shard
     )
+    left.append(scale)
     lengths = draw(arguments.workers, arguments.tasks, arguments.seconds, arguments.boot, arguments.seed)[1]
     scale.loop.run_until_complete(scale.play())
     requests = Counter(scale.client.counting.requests)
@@ -341,6 +353,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--window", type=float, help="end the status objects after so many simulated seconds")
     parser.add_argument("--each-request", action="store_true", help="simulate each GET of a scan, and 503s, by itself")
+    parser.add_argument("--first-page", action="store_true", help="list the first 1,000 statuses only, as staRburst")
+    parser.add_argument("--stored", action="store_true", help="status objects: all tasks are submitted beforehand")
     parser.add_argument("--per-shard", type=int, help="default: as a graph is cut")
     parser.add_argument("--boot", choices=["fargate", "at-once"], default="fargate")
     parser.add_argument("--seed", type=int, default=0)
