@@ -55,8 +55,11 @@ def installed_in(path: Iterable[str | Path]) -> dict[str, str]:
     """Return the version of each distribution in these directories; the first of a name counts, as for imports."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions(path=[str(entry) for entry in path]):
-        name, version = distribution.metadata["Name"], distribution.metadata["Version"]
-        if name and version:  # what an interrupted installation left has neither
+        try:
+            name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+        except Exception:  # what an interrupted installation left: which error, differs between releases of Python
+            name = version = None
+        if name and version:
             found.setdefault(canonicalize_name(name), version)
     return dict(sorted(found.items()))
 
