@@ -39,7 +39,7 @@ from burst_dask.store import Meta, Store, probe
 CHECK_FLEET_EVERY = 3.0
 #: Seconds without news after which heartbeats are listed, when workers are started elsewhere.
 CHECK_BEATS_EVERY = 15.0
-#: Seconds after which a client that waits looks, once, whether packages of workers differ from its own.
+#: Seconds after which a client that waits for workers looks, once, whether their packages differ from its own.
 COMPARE_AFTER = 3.0
 #: How workers end that cannot work for the session, whenever they are started.
 REFUSALS = {"refused": VersionMismatch, "unprepared": EnvironmentFailed}
@@ -150,7 +150,7 @@ class Guard:
         self._warned = False
         self._alive = 0
         self._compare_from = link.clock.monotonic() + COMPARE_AFTER
-        self._compared = False
+        self._worked = self._compared = False
         #: ended workers whose records were read
         self._read: set[WorkerId] = set()
         #: whether a worker cannot work for the session: then others started here could not either
@@ -162,7 +162,7 @@ class Guard:
 
     def news(self) -> None:
         """Somebody works."""
-        self._restarts = 0
+        self._restarts, self._worked = 0, True
         if self._link.fleet is None:
             self._due = self._link.clock.monotonic() + self._every
 
@@ -182,7 +182,8 @@ class Guard:
             Workers die as soon as they are started.
         """
         link = self._link
-        if not self._compared and link.clock.monotonic() >= self._compare_from:
+        # Who works has told before how it differs. A short wait is not made longer.
+        if self._worked and not self._compared and link.clock.monotonic() >= self._compare_from:
             await self._compare()
         if link.clock.monotonic() < self._due:
             return

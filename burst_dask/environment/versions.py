@@ -58,7 +58,7 @@ def installed_in(path: Iterable[str | Path]) -> dict[str, str]:
         try:
             name, version = distribution.metadata["Name"], distribution.metadata["Version"]
         except Exception:  # what an interrupted installation left: which error, differs between releases of Python
-            name = version = None
+            name = version = ""
         if name and version:
             found.setdefault(canonicalize_name(name), version)
     return dict(sorted(found.items()))
