@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burst_dask.clock import SystemClock
@@ -126,6 +126,7 @@ _names = st.lists(st.from_regex(r"[a-z]{1,5}", fullmatch=True), min_size=1, max_
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(_names, st.binary(max_size=50), max_size=8), st.randoms())
 def test_any_files_come_back_and_have_one_digest(tmp_path_factory, files, chance):
     data = archive.pack(files)
@@ -285,13 +286,29 @@ def test_a_manifest_stays_small_and_older_ones_are_read():
 
 
 def test_distributions_are_read_in_the_order_of_imports(tmp_path):
-    for folder, version in (("first", "1.0"), ("second", "2.0")):
-        info = tmp_path / folder / f"My_Thing-{version}.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: My_Thing\nVersion: {version}\n")
-    (tmp_path / "second" / "broken-1.0.dist-info").mkdir()
-    found = versions.installed_in([tmp_path / "first", tmp_path / "second"])
-    assert found == {"my-thing": "1.0"}
+    for name in (
+        "first/My_Thing-1.0.dist-info",
+        "second/my.thing-2.0.dist-info",
+        "second/debian_one-0.3.1-py3.11.egg-info",
+        "second/~umpy-1.0.dist-info",
+        "second/developed.egg-info",
+        "second/my_thing/data-1.0.dist-info",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    found = versions.installed_in([tmp_path / "first", tmp_path / "absent", tmp_path / "second"])
+    assert found == {"debian-one": "0.3.1", "my-thing": "1.0"}
+
+
+def test_names_of_directories_tell_what_the_metadata_tell():
+    import importlib.metadata
+
+    from packaging.utils import canonicalize_name
+
+    told = {}
+    for distribution in importlib.metadata.distributions():
+        told.setdefault(canonicalize_name(distribution.metadata["Name"]), distribution.version)
+    found = versions.installed_in(sys.path)
+    assert found.items() <= told.items() and {"dask", "msgspec", "numpy"} <= set(found)
 
 
 def test_what_counts_as_a_difference():

