@@ -339,7 +339,7 @@ def test_workers_that_cannot_be_prepared_are_not_started_for_ever(alone, monkeyp
         assert fleet.started == 1
     fleet.end(1)
     for _ in range(2):
-        with pytest.raises(EnvironmentFailed, match="could not be prepared for it. The last one: pip said: no"):
+        with pytest.raises(EnvironmentFailed, match=r"could not be prepared for it\. The last one: pip said: no"):
             sync.run(guard.check())
     assert fleet.started == 1
     guard.renew()  # somebody has called scale(…)

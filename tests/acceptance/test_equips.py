@@ -10,6 +10,7 @@ Workers here are started as on another machine: they know the store, and no modu
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -47,7 +48,7 @@ def sessions(tmp_path):
     made = []
 
     def make(**arguments):
-        made.append(Session(tmp_path / "store", progress=False, **{**QUICK, **arguments}))
+        made.append(Session(**{"store": tmp_path / "store", "progress": False, **QUICK, **arguments}))
         return made[-1]
 
     yield make
@@ -85,12 +86,12 @@ def mypkg(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_local_packages_are_sent_to_workers(sessions, mypkg, external):
+def test_local_packages_are_sent_to_workers(sessions, any_store, mypkg, external):
     """``code=["src/mypkg"]``: workers anywhere import it as it was when the session was opened."""
     from mypkg import Square
     from mypkg.area import area
 
-    burst = sessions(fleet=None, code=[mypkg])
+    burst = sessions(store=any_store, fleet=None, code=[mypkg])
     (mypkg / "area.py").write_text("raise ImportError('changed since')")
     start_elsewhere(burst, external, count=2)
     squares = [dask.delayed(Square)(side) for side in range(4)]
@@ -201,6 +202,42 @@ def test_packages_are_installed_when_workers_start(sessions, tmp_path, external)
     assert [sorted(path.name for path in folder.glob("*.py")) for folder in folders] == [["loudly.py"]]
 
 
+def test_packages_for_workers_in_this_process(tmp_path, monkeypatch):
+    """They go to the end of this process's path: what it has already stays what it is."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    burst = Session(
+        "memory://packages", workers=2, packages=[f"softly @ {wheel(tmp_path / 'wheels', 'softly').as_uri()}"]
+    )
+
+    def use():
+        import softly
+
+        return softly.shout("c")
+
+    try:
+        assert burst.compute(dask.delayed(use)()).result(timeout=60) == ("C!",)
+    finally:
+        burst.cleanup(force=True)
+
+
+def test_a_worker_that_installs_is_alive_and_can_be_stopped(sessions, external, monkeypatch):
+    """An installation may take minutes: the worker has its heartbeat, and SIGTERM ends it in order."""
+    with socket.create_server(("127.0.0.1", 0)) as index:  # takes connections, and never answers
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{index.getsockname()[1]}/simple")
+        burst = sessions(fleet=None, packages=["slowly"])
+        supervisor = start_elsewhere(burst, external)
+        index.settimeout(60)
+        connection, _ = index.accept()
+        with connection:
+            assert burst.status().workers.alive == 1
+            supervisor.terminate()
+            assert supervisor.wait(60) == 0
+    (worker,) = sync.run(burst._link.seen()).ended
+    assert sync.run(burst._link.newest([worker])).reason == "stopped"
+
+
 @pytest.mark.parametrize("fleet", ["local", None])
 def test_packages_that_cannot_be_installed_are_told_to_who_waits(sessions, fleet, external, monkeypatch):
     """Nothing is lost and nobody tries for ever: the wait ends with what pip said, and so does the status."""
@@ -258,7 +295,6 @@ def test_another_dask_refuses(sessions, external, monkeypatch):
 
 def test_other_differences_are_shown_once(sessions, external, monkeypatch):
     """The work goes on; a client that waits warns once, and the status shows the table."""
-    monkeypatch.setattr(burst_dask.link, "COMPARE_AFTER", 0.0)
     burst = sessions(fleet=None)
     environment = burst._link.manifest.environment
     packages = {**environment.packages, "msgspec": "0.1", "rasterio": "1.4.3", "notebook": "7"}
@@ -271,6 +307,7 @@ def test_other_differences_are_shown_once(sessions, external, monkeypatch):
     table = f"package   client  worker\nmsgspec   0.1     {ours}\nrasterio  1.4.3   not installed"
     assert note.endswith(f"the work goes on with what they have:\n{table}")
 
+    monkeypatch.setattr(burst_dask.link, "COMPARE_AFTER", 0.0)  # however short the wait is
     again = attach(burst.id, store=burst.store)
     with pytest.warns(UserWarning, match="are not those that it was opened with") as caught:
         again.compute(dask.delayed(sum)([3, 4])).result(timeout=60)
