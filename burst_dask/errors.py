@@ -22,7 +22,8 @@
     ├── RunCancelled            somebody cancelled the run
     ├── WaitTimeout             the time ran out; the run goes on
     ├── FleetError              workers could not be started, or all refused the session
-    │   └── VersionMismatch         worker and client differ in Python or Dask
+    │   ├── VersionMismatch         worker and client differ in Python or Dask
+    │   └── EnvironmentFailed       the session's code or packages could not be put in place
     └── ProtocolError           a rule of PROTOCOL.md is broken: please report it
         ├── IllegalTransition       an entry that the shard's state does not allow
         └── InvariantBroken         what a run left in its store does not agree with itself
@@ -115,6 +116,10 @@ class FleetError(BurstError):
 
 class VersionMismatch(FleetError):
     """Worker and client differ in Python minor version or in Dask version."""
+
+
+class EnvironmentFailed(FleetError):
+    """The session's code could not be unpacked, or its packages not be installed, on a worker."""
 
 
 class ProtocolError(BurstError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import dask
@@ -18,6 +18,8 @@ from burst_dask import link as links
 from burst_dask import sync
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
+from burst_dask.environment.packing import pack
+from burst_dask.environment.versions import own_versions
 from burst_dask.errors import ConfigError, StoreUnavailable, UnknownId
 from burst_dask.fleet.base import Fleet
 from burst_dask.fleet.inprocess import InProcessFleet
@@ -34,7 +36,6 @@ from burst_dask.run import Run, run_status
 from burst_dask.store import Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
 from burst_dask.worker.memory_watch import processors
-from burst_dask.worker.process import own_versions
 
 _BRING_YOUR_OWN = (
     "with fleet=None the session starts no workers, and you bring your own: burst worker --session ID --store URL"
@@ -59,6 +60,11 @@ class Session:
         given by name as well.
     name
         Shown to people; any text.
+    code
+        Local packages and modules that tasks import, such as ``["src/mypkg", "helpers.py"]``: workers get
+        them as they are now.
+    packages
+        What workers install with pip before they start, such as ``["rasterio>=1.3"]``.
     progress
         Whether waiting shows a progress bar; None: on a terminal and in a notebook.
     **settings
@@ -96,11 +102,14 @@ class Session:
         fleet: str | None = "local",
         endpoint_url: str | None = None,
         name: str | None = None,
+        code: Sequence[str | os.PathLike[str]] = (),
+        packages: Sequence[str] = (),
         progress: bool | None = None,
         **settings: Any,
     ) -> None:
         options, checked = _split(settings, endpoint_url)
         wanted = _check_workers(workers, fleet)
+        packed = pack(code, packages)
         opened = _open(store, options)
         clock, entropy = SystemClock(), Entropy()
         manifest = Manifest(
@@ -110,12 +119,13 @@ class Session:
             host=platform.node(),
             versions=own_versions(),
             settings=checked.to_dict(),
+            environment=packed.environment,
         )
         author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
         self._link = Link(opened, manifest, checked, author, SessionState())
         self._progress = progress
         self._entered: list[dask.config.set] = []
-        sync.run(links.create(self._link, wanted))
+        sync.run(links.create(self._link, wanted, packed.archive))
         if wanted is not None:
             self._start(wanted)
 
@@ -182,6 +192,7 @@ class Session:
                 workers=seen.status,
                 runs=tuple(run for run in runs if run is not None),
                 settings=link.manifest.settings,
+                notes=await links.notes(link, seen),
             )
 
         return sync.run(look())
@@ -290,6 +301,7 @@ class Session:
         if link.fleet.alive() > workers:
             link.fleet.stop()
         link.fleet.ensure(workers)
+        link.guard.renew()
 
     def cleanup(self, force: bool = False) -> None:
         """Stop this session's workers, nobody else's, and delete what it has stored.

@@ -7,6 +7,8 @@
     s/<session>/log/<n>                          session log
     s/<session>/workers/<worker>/beat            heartbeat, rewritten
     s/<session>/workers/<worker>/ended           the worker is gone, and why (create-only)
+    s/<session>/code/<digest>                    code that workers put on their path: a zip
+    s/<session>/differences/<digest>             how packages of some workers differ from the client's
     s/<session>/runs/<run>/plan                  written last: the run exists when it does
     s/<session>/runs/<run>/complete              somebody has seen that every task has its outcome
     s/<session>/runs/<run>/packs/<n>             shard records, one after another
@@ -63,6 +65,18 @@ def session_prefix(session: SessionId) -> str:
 
 def session_log(session: SessionId) -> str:
     return f"s/{session}/log/"
+
+
+def code(session: SessionId, digest: str) -> str:
+    return f"s/{session}/code/{digest}"
+
+
+def differences(session: SessionId) -> str:
+    return f"s/{session}/differences/"
+
+
+def difference(session: SessionId, digest: str) -> str:
+    return differences(session) + digest
 
 
 def workers(session: SessionId) -> str:

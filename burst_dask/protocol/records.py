@@ -295,6 +295,19 @@ class Versions(msgspec.Struct, frozen=True):
     burst_dask: str
 
 
+class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the client had around it when it opened a session, and what it brings along for workers."""
+
+    #: version of every distribution that was installed, by normalised name, and of ``"python"``
+    packages: dict[str, str] = {}
+    #: those of them that were imported, as far as their names tell
+    imported: tuple[str, ...] = ()
+    #: digest of the zip of code that workers put on their path; ``""`` when there is none
+    code: str = ""
+    #: what workers install, in the words of pip
+    requirements: tuple[str, ...] = ()
+
+
 class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     """A session as it was opened."""
 
@@ -306,6 +319,7 @@ class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     host: str
     versions: Versions
     settings: dict[str, Any]
+    environment: Environment = Environment()
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -341,12 +355,30 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
 
     KIND = 7
     worker: WorkerId
-    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"refused"`` or ``"died"``
+    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"died"``, ``"refused"`` (its versions do not fit)
+    #: or ``"unprepared"`` (the session's code or packages could not be put in place)
     reason: str
     message: str = ""
     wrote: float = 0.0
     #: store requests in its life, by verb; unknown of one that died
     requests: dict[str, int] = {}
+
+
+class Difference(msgspec.Struct, frozen=True, array_like=True):
+    """A package of which client and worker have different versions."""
+
+    package: str
+    client: str
+    worker: str
+
+
+class Differences(Record, frozen=True, tag="differences", kw_only=True):
+    """How the packages of some workers differ from the client's; written by the first of them, for people."""
+
+    KIND = 10
+    worker: WorkerId
+    host: str
+    packages: tuple[Difference, ...]
 
 
 R = TypeVar("R", bound=Record)

@@ -10,6 +10,7 @@ from typing import Any
 from burst_dask import link as links
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
+from burst_dask.environment.versions import own_versions
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
@@ -26,7 +27,6 @@ from burst_dask.testing.work import Graph, SimulatedExecutor, Work
 from burst_dask.worker.agent import Agent
 from burst_dask.worker.context import Context
 from burst_dask.worker.memory import Memory
-from burst_dask.worker.process import own_versions
 
 
 class SimulatedClock:

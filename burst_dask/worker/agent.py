@@ -15,7 +15,8 @@ runs this very code.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from burst_dask.errors import StoreError
@@ -137,6 +138,16 @@ class Agent:
             memory=self._memory() if self._memory else 0,
             requests=requests_of(context.store),
         )
+
+    @contextlib.asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Tell the store that this worker lives, also before it works."""
+        await self._renew()
+        heartbeat = asyncio.create_task(self._heartbeat())
+        try:
+            yield
+        finally:
+            heartbeat.cancel()
 
     async def _renew(self) -> None:
         context = self.context
