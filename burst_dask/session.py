@@ -198,7 +198,7 @@ class Session:
         traverse, optimize_graph
             As of `dask.compute`.
         **keywords
-            ``priority``, ``retries`` and ``resources``, as of `get`.
+            ``priority``, ``retries``, ``retry_on``, ``task_timeout`` and ``resources``, as of `get`.
 
         Examples
         --------
@@ -228,8 +228,10 @@ class Session:
         keys
             A key, or nested lists of keys.
         **keywords
-            ``priority`` (int), ``retries`` (int) and ``resources`` (dict) for all tasks of the graph
-            that are not annotated otherwise. ``num_workers``, ``pool`` and ``chunksize`` say how a
+            ``priority`` (int), ``retries`` (int), ``retry_on`` (classes of exceptions after which a task is tried
+            again, or their names; any by default), ``task_timeout`` (seconds that a try of a task may take) and
+            ``resources`` (dict) for all tasks of the graph that are not annotated otherwise (the annotation of a
+            time limit is ``timeout``). ``num_workers``, ``pool`` and ``chunksize`` say how a
             scheduler in this process runs tasks and are without effect. All others are refused.
 
         Raises

@@ -9,7 +9,7 @@ agent tells it events (`news`, `loaded`, `finish`, `refold`) and asks it questio
     waiting ──▶ loadable ──▶ ready ──▶ running ──▶ finished ──▶ (committed)
        │            (inputs must be read)  │             ▲
        └── a dependency failed ────────────┼─────────────┘
-                                           └── failed, retries left ──▶ ready
+                                           └── failed, retries left ──▶ resting ──▶ ready
 
 ``parked`` are tasks that could be loadable or ready, were they reserved (PROTOCOL.md,
 "Reservation"): only the newest entry's reserved tasks may start.
@@ -28,6 +28,7 @@ from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.shard import Shard
 from burst_dask.worker.durations import Durations
 from burst_dask.worker.memory import Scope
+from burst_dask.worker.output import size_of
 from burst_dask.worker.ran import Finished, Ran
 from burst_dask.worker.table import TaskTable, fits
 
@@ -66,6 +67,8 @@ class Holding:
         self.durations = durations
         #: tasks that need more of a resource than this worker has: others may run them
         self.lacking = {p for p, need in table.resources.items() if not fits(need, resources or {})}
+        #: tasks that a thread runs by themselves
+        self.alone = table.resources.keys() | table.timeouts.keys()
         self._outcome = outcome
         #: positions to run: those without an outcome, and `revived`
         self.todo: set[int] = set()
@@ -82,7 +85,9 @@ class Holding:
         self.loading: set[int] = set()
         self.ready: list[tuple[int, int]] = []
         self.running: set[int] = set()
-        self.attempts: Counter[int] = Counter()
+        #: tasks that failed and are to be tried again after a pause
+        self.resting: set[int] = set()
+        self.attempts: Counter[int] = Counter(shard.index.outcomes.tries)
         self.finished = Finished()
         #: what the entry on its way reserves; it may land at any moment, and what it gives back may be split off then
         self.sent: Bitmap | None = None
@@ -185,16 +190,33 @@ class Holding:
         self.loading.discard(ran.position)
         self._end(ran)
 
-    def finish(self, ran: Ran) -> None:
-        """Record that an execution has ended."""
+    def finish(self, ran: Ran) -> bool:
+        """Record that an execution has ended; tell whether it is to be tried again, when `rested`."""
         position = ran.position
         self.running.discard(position)
         if position not in self.todo:
-            return  # taken by a backup copy meanwhile
-        if ran.failed and self.attempts[position] <= self.table.retries.get(position, 0):
-            self._enable(position)
-        else:
+            return False  # taken by a backup copy meanwhile
+        if ran.output is not None:
+            self.finished.outputs.append(ran.output)
+            self.finished_size += size_of(ran.output)
+        if not ran.failed or not self._may_retry(ran):
             self._end(ran)
+            return False
+        if position not in self.revived:
+            self.finished.tries[position] = self.attempts[position]
+        self.resting.add(position)
+        return True
+
+    def _may_retry(self, ran: Ran) -> bool:
+        tries, table = self.attempts[ran.position], self.table
+        allowed = tries <= table.retries.get(ran.position, 0)
+        return allowed and policy.may_retry(ran.raised, table.retry_on.get(ran.position))
+
+    def rested(self, position: int) -> None:
+        """Let a task be tried again."""
+        if position in self.resting:
+            self.resting.discard(position)
+            self._enable(position)
 
     def give_back(self, position: int) -> None:
         """Record that a task taken for a batch was not started after all."""
@@ -324,6 +346,8 @@ class Holding:
             return
         self.todo.discard(position)
         self.parked.discard(position)
+        self.resting.discard(position)
+        self.finished.tries.pop(position, None)
         for number in self.table.dependencies[position]:
             self.uses[number] -= 1
             if not self.uses[number]:
@@ -337,7 +361,8 @@ class Holding:
 
         They take about `seconds` together, so that tiny tasks pay for one thread hop in many;
         a dependent that only needs tasks of the same batch is part of it. A task of unknown
-        kind, longer than that, or in need of a resource (of which `free` is left) comes alone.
+        kind, longer than that, with a time limit, or in need of a resource (of which `free` is left)
+        comes alone.
         """
         batch: list[int] = []
         members: set[int] = set()
@@ -345,7 +370,7 @@ class Holding:
         followers: list[int] = []
         while seconds > 0 and (position := self._next(followers, free or {})) is not None:
             estimate = self.durations.known(self.table.kinds[position])
-            estimate = seconds if estimate is None or position in self.table.resources else estimate
+            estimate = seconds if estimate is None or position in self.alone else estimate
             if batch and estimate >= seconds:
                 if position not in unmet:
                     heapq.heappush(self.ready, self._rank(position))
@@ -388,7 +413,7 @@ class Holding:
         return (
             position in self.todo
             and self._may_start(position)
-            and position not in self.table.resources
+            and position not in self.alone
             and all(n in self.values or n - self.table.first in members for n in self.table.dependencies[position])
         )
 
@@ -439,14 +464,12 @@ class Holding:
 
     def reserve(self, threads: int, seconds: float) -> Bitmap:
         """Return the tasks to reserve with the next entry, for that many threads and thread-seconds."""
-        return policy.reserve(
-            self.candidates(),
-            self.guess,
-            self.shard.index.strikes,
-            Bitmap.of((self.running & self.todo) - self.revived),
-            threads,
-            seconds,
-        )
+        candidates, strikes = self.candidates(), self.shard.index.strikes
+        resting = Bitmap.of(self.resting - self.revived)
+        if resting:  # it stays reserved, takes no time, and no suspect is alone with it
+            candidates = (p for p in candidates if p not in resting and p not in strikes)
+        running = Bitmap.of((self.running & self.todo) - self.revived)
+        return resting | policy.reserve(candidates, self.guess, strikes, running, threads, seconds)
 
     def guess(self, position: int) -> float:
         """Return how many seconds the task at `position` probably takes."""
@@ -455,7 +478,8 @@ class Holding:
     def ahead(self) -> float:
         """Return the probable seconds of reserved work that can run and has not begun."""
         reserved = self.shard.index.reserved
-        return sum(self.guess(p) for p in self.candidates() if p in reserved and p not in self.running)
+        begun = self.running | self.resting
+        return sum(self.guess(p) for p in self.candidates() if p in reserved and p not in begun)
 
     def left(self) -> float:
         """Return the probable seconds of work here that needs no news, running tasks included in full."""

@@ -88,7 +88,8 @@ def run_all(holding: Holding, *, fails: frozenset[int] = frozenset()) -> list[in
         for at, position in enumerate(batch):
             order.append(position)
             failed = position in fails
-            holding.finish(Ran(position, 0.001, value=position, failed=failed))
+            if holding.finish(Ran(position, 0.001, value=position, failed=failed)):
+                holding.rested(position)
             if failed:
                 for rest in batch[at + 1 :]:
                     holding.give_back(rest)
