@@ -19,6 +19,7 @@ from burst_dask.protocol.keys import session_of
 #: without what only the client needs
 _ELSEWHERE = {
     "demo": "burst_dask.demo:command",
+    "logs": "burst_dask.commands_logs:command",
     "worker": "burst_dask.worker.__main__:command",
 }
 

@@ -15,7 +15,7 @@ from dask.core import flatten
 from dask.utils import shorten_traceback
 
 from burst_dask import link as links
-from burst_dask import sync
+from burst_dask import sync, tasklogs
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
 from burst_dask.errors import ConfigError, StoreUnavailable, UnknownId
@@ -33,6 +33,7 @@ from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.run import Run, run_status
 from burst_dask.store import Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
+from burst_dask.tasklogs import TaskLog
 from burst_dask.worker.memory_watch import processors
 from burst_dask.worker.process import own_versions
 
@@ -185,6 +186,16 @@ class Session:
             )
 
         return sync.run(look())
+
+    def logs(self, worker: str | None = None) -> list[TaskLog]:
+        """Return what tasks of all runs have printed, in order of time; see `Run.logs`.
+
+        Parameters
+        ----------
+        worker
+            Only what was printed on the worker of that id.
+        """
+        return sync.run(tasklogs.of_session(self._link, worker))
 
     # ------------------------------------------------------------------ submitting
 
