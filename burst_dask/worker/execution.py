@@ -228,7 +228,7 @@ def run_calls(
     for call in calls:
         ran = _run_call(call, values, fresh, worker, start)
         done.append(ran)
-        if capture:
+        if capture.printed:
             ran.output = capture.take(call.position, call.key, call.attempt)
         start = start + ran.seconds
         seconds -= ran.seconds
@@ -291,7 +291,7 @@ def given_up(call: Call, limit: float, capture: Capture, worker: str, running: a
     where = traceback.StackSummary.extract(reversed(stack)).format()
     error.add_note("It was here:\n" + "".join(where).rstrip())
     ran = failed(call, error, limit, worker)
-    if capture:
+    if capture.printed:
         ran.output = capture.take(call.position, call.key, call.attempt)
     ran.stuck = running
     return ran

@@ -29,18 +29,15 @@ TOGETHER = 0.1
 class Capture:
     """What the running task of a batch prints. Threads of the task may print at once."""
 
-    __slots__ = ("_dropped", "_lock", "_printed", "_size", "thread")
+    __slots__ = ("_dropped", "_lock", "_size", "printed", "thread")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         #: when it began, its stream, its parts
-        self._printed: list[tuple[float, str, list[str]]] = []
+        self.printed: list[tuple[float, str, list[str]]] = []
         self._size = self._dropped = 0
         #: identifies the thread that runs the batch; 0 before one does
         self.thread = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._printed)
 
     def add(self, stream: str, text: str) -> None:
         """Keep what was printed."""
@@ -48,12 +45,12 @@ class Capture:
             return
         now = wall_time()
         with self._lock:
-            last = self._printed[-1] if self._printed else None
+            last = self.printed[-1] if self.printed else None
             unfinished = last is not None and (now - last[0] < TOGETHER or not last[2][-1].endswith("\n"))
             if last is not None and last[1] == stream and unfinished:
                 last[2].append(text[-LIMIT:])
             else:
-                self._printed.append((now, stream, [text[-LIMIT:]]))
+                self.printed.append((now, stream, [text[-LIMIT:]]))
             self._size += len(text)
             self._dropped += max(0, len(text) - LIMIT)
             if self._size - self._dropped > 2 * LIMIT:  # not at each: that would copy all of it each time
@@ -63,21 +60,21 @@ class Capture:
         """Drop all but the last `LIMIT` characters."""
         left = LIMIT
         kept: list[tuple[float, str, list[str]]] = []
-        while left > 0 and self._printed:
-            began, stream, parts = self._printed.pop()
+        while left > 0 and self.printed:
+            began, stream, parts = self.printed.pop()
             text = "".join(parts)[-left:]
             left -= len(text)
             kept.append((began, stream, [text]))
-        self._printed = kept[::-1]
+        self.printed = kept[::-1]
         self._dropped = self._size - (LIMIT - left)
 
     def take(self, position: int, key: Any, attempt: int) -> TaskOutput:
         """Return what was printed since the last call, as that of the named task, and forget it."""
         with self._lock:
             self._trim()
-            printed = tuple(Printed(began, stream, _clean("".join(parts))) for began, stream, parts in self._printed)
+            printed = tuple(Printed(began, stream, _clean("".join(parts))) for began, stream, parts in self.printed)
             output = TaskOutput(position, _pickled(key), attempt, self._dropped, printed)
-            self._printed = []
+            self.printed = []
             self._size = self._dropped = 0
         return output
 
