@@ -21,6 +21,7 @@ from burst_dask.protocol.keys import session_of
 _ELSEWHERE = {
     "demo": "burst_dask.demo:command",
     "doctor": "burst_dask.doctor:command",
+    "logs": "burst_dask.commands_logs:command",
     "worker": "burst_dask.worker.__main__:command",
 }
 

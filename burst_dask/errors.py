@@ -17,6 +17,7 @@
     │   └── UnsupportedGraph        the graph needs something that workers do not share
     ├── TaskFailed              a task has an error as its outcome
     │   ├── WorkerLost              workers died whenever they ran it
+    │   ├── TaskTimeout             it ran for longer than its time limit
     │   ├── UnstorableResult        its result cannot be pickled
     │   └── RemoteTaskError         its own exception could not be carried over
     ├── RunCancelled            somebody cancelled the run
@@ -92,6 +93,10 @@ class TaskFailed(BurstError):
 
 class WorkerLost(TaskFailed):
     """Workers died each time they ran the task (killed, out of memory, crashed in native code)."""
+
+
+class TaskTimeout(TaskFailed, TimeoutError):
+    """The task ran for longer than its time limit, and was given up."""
 
 
 class UnstorableResult(TaskFailed, TypeError):

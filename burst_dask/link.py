@@ -344,7 +344,7 @@ async def delete(link: Link, everything: bool) -> None:
     until = link.clock.monotonic() + link.settings.session_poll + link.settings.release_grace + link.settings.heartbeat
     while (await link.seen()).status.alive and link.clock.monotonic() < until:
         await link.clock.sleep(ENDING_POLL)
-    kept = () if everything else ("/log/", "/segments/", "/plan")
+    kept = () if everything else ("/log/", "/logs/", "/segments/", "/plan")
     log = keys.session_log(link.session)
     async for page in link.store.list(keys.session_prefix(link.session)):
         doomed = [meta.key for meta in page if not any(part in meta.key for part in kept)]

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from burst_dask import report, sync
+from burst_dask import report, sync, tasklogs
 from burst_dask.errors import (
     ConfigError,
     ProtocolError,
@@ -38,6 +38,7 @@ from burst_dask.protocol.shard import Phase
 from burst_dask.report import RunStatus, WorkersStatus
 from burst_dask.serialize import load_failure, loads
 from burst_dask.submission import numbers, unpack
+from burst_dask.tasklogs import TaskLog
 
 #: Seconds between surveys for a progress bar; each costs as much as a dozen looks or more.
 SURVEY_EVERY = 2.5
@@ -284,6 +285,25 @@ class Run:
             return True
 
         return sync.run(cancel())
+
+    def logs(self, key: Any) -> TaskLog:
+        """Return what a task has printed, and its `logging` records: `str` of it is the text.
+
+        Of each try of the task the last 64 KB are kept, and are there when its worker is not. They come
+        with the outcome, or when another try follows. What a worker printed that died before, and what
+        subprocesses and native code write, is only in the worker's own log.
+
+        Parameters
+        ----------
+        key
+            The task's Dask key, or its text.
+
+        Raises
+        ------
+        UnknownId
+            The run has no such task; the message lists what is spelled alike.
+        """
+        return sync.run(tasklogs.of_task(self._view, key))
 
     def status(self) -> RunStatus:
         """Return how far the run is, at a few requests whatever its size."""

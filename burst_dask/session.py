@@ -15,7 +15,7 @@ from dask.core import flatten
 from dask.utils import shorten_traceback
 
 from burst_dask import link as links
-from burst_dask import sync
+from burst_dask import sync, tasklogs
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
 from burst_dask.environment.packing import pack
@@ -35,6 +35,7 @@ from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.run import Run, run_status
 from burst_dask.store import Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
+from burst_dask.tasklogs import TaskLog
 from burst_dask.worker.memory_watch import processors
 
 _BRING_YOUR_OWN = (
@@ -197,6 +198,16 @@ class Session:
 
         return sync.run(look())
 
+    def logs(self, worker: str | None = None) -> list[TaskLog]:
+        """Return what tasks of all runs have printed, in order of time; see `Run.logs`.
+
+        Parameters
+        ----------
+        worker
+            Only what was printed on the worker of that id.
+        """
+        return sync.run(tasklogs.of_session(self._link, worker))
+
     # ------------------------------------------------------------------ submitting
 
     def compute(self, *collections: Any, traverse: bool = True, optimize_graph: bool = True, **keywords: Any) -> Run:
@@ -209,7 +220,7 @@ class Session:
         traverse, optimize_graph
             As of `dask.compute`.
         **keywords
-            ``priority``, ``retries`` and ``resources``, as of `get`.
+            ``priority``, ``retries``, ``retry_on``, ``task_timeout`` and ``resources``, as of `get`.
 
         Examples
         --------
@@ -239,8 +250,10 @@ class Session:
         keys
             A key, or nested lists of keys.
         **keywords
-            ``priority`` (int), ``retries`` (int) and ``resources`` (dict) for all tasks of the graph
-            that are not annotated otherwise. ``num_workers``, ``pool`` and ``chunksize`` say how a
+            ``priority`` (int), ``retries`` (int), ``retry_on`` (classes of exceptions after which a task is tried
+            again, or their names; any by default), ``task_timeout`` (seconds that a try of a task may take) and
+            ``resources`` (dict) for all tasks of the graph that are not annotated otherwise (the annotation of a
+            time limit is ``timeout``). ``num_workers``, ``pool`` and ``chunksize`` say how a
             scheduler in this process runs tasks and are without effect. All others are refused.
 
         Raises

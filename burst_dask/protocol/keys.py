@@ -14,6 +14,7 @@
     s/<session>/runs/<run>/packs/<n>             shard records, one after another
     s/<session>/runs/<run>/log/<shard>/<n>       shard log
     s/<session>/runs/<run>/segments/<shard>/<s>  large results, one after another
+    s/<session>/runs/<run>/logs/<shard>/<s>      what the tasks of one entry have printed
 
 Entry numbers are zero-padded, so that a listing is in log order and its last key is the
 newest. A run id is ``<session>.<own part>``: it alone is enough to find the run.
@@ -141,6 +142,10 @@ def shard_log(run: RunId, shard: ShardId) -> str:
 
 def segment(run: RunId, shard: ShardId, name: str) -> str:
     return f"{run_prefix(run)}segments/{shard}/{name}"
+
+
+def task_logs(run: RunId, shard: ShardId, name: str) -> str:
+    return f"{run_prefix(run)}logs/{shard}/{name}"
 
 
 def entry(log: str, number: int) -> str:

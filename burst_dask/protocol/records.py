@@ -108,7 +108,7 @@ class ShardRecord(Record, frozen=True, tag="shard", kw_only=True):
     dependents: dict[int, tuple[int, ...]]
     #: positions whose results were asked for
     outputs: Bitmap
-    #: position -> {"retries": int, "priority": int, "resources": {str: float}, …}
+    #: position -> {"retries": int, "priority": int, "resources": {str: float}, "timeout": seconds, "retry_on": names}
     annotations: dict[int, dict[str, Any]]
     #: one pickle of the list of runnable nodes, see `burst_dask.serialize`
     payload: bytes
@@ -130,7 +130,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     reserved: Bitmap
 
 
-class Outcomes(msgspec.Struct, frozen=True):
+class Outcomes(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of some tasks. Several of these merge by union."""
 
     done: Bitmap = EMPTY
@@ -142,6 +142,10 @@ class Outcomes(msgspec.Struct, frozen=True):
     #: time spent running tasks, and how many that were
     seconds: float = 0.0
     ran: int = 0
+    #: name of an object with `Logs` -> positions of tasks whose output it has
+    logs: dict[str, Bitmap] = {}
+    #: position -> how often it has been tried, of tasks that failed and are to be tried again
+    tries: dict[int, int] = {}
 
     @property
     def all(self) -> Bitmap:
@@ -228,6 +232,37 @@ class Entry(Record, frozen=True, tag="entry", kw_only=True):
     wrote: float
     action: Action
     index: ShardIndex
+
+
+class Printed(msgspec.Struct, frozen=True, array_like=True):
+    """What a task has printed at about one time."""
+
+    #: seconds since 1970 by the worker's clock
+    time: float
+    #: ``"stdout"``, ``"stderr"``, or the level of a `logging` record, such as ``"INFO"``
+    stream: str
+    text: str
+
+
+class TaskOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one try of a task has printed."""
+
+    position: int
+    #: pickled Dask key
+    key: bytes
+    #: 1 for the first try
+    attempt: int
+    #: characters that were printed before `printed` and are not kept
+    dropped: int
+    printed: tuple[Printed, ...]
+
+
+class Logs(Record, frozen=True, tag="logs", kw_only=True):
+    """What tasks have printed; written before the entry that names it."""
+
+    KIND = 8
+    worker: WorkerId
+    tasks: tuple[TaskOutput, ...]
 
 
 # ---------------------------------------------------------------------------- the session log
@@ -355,8 +390,8 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
 
     KIND = 7
     worker: WorkerId
-    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"died"``, ``"refused"`` (its versions do not fit)
-    #: or ``"unprepared"`` (the session's code or packages could not be put in place)
+    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"stuck"`` (its threads run what was given up), ``"died"``,
+    #: ``"refused"`` (its versions do not fit) or ``"unprepared"`` (code or packages could not be put in place)
     reason: str
     message: str = ""
     wrote: float = 0.0

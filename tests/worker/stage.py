@@ -36,6 +36,7 @@ QUICK: dict[str, float] = {
     "session_poll": 0.1,
     "commit_interval": 0.2,
     "commit_interval_wanted": 0.05,
+    "retry_delay": 0.01,
 }
 
 
