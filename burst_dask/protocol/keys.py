@@ -8,6 +8,7 @@
     s/<session>/workers/<worker>/beat            heartbeat, rewritten
     s/<session>/workers/<worker>/ended           the worker is gone, and why (create-only)
     s/<session>/runs/<run>/plan                  written last: the run exists when it does
+    s/<session>/runs/<run>/names                 Dask keys of what was asked for, if too many for the plan
     s/<session>/runs/<run>/complete              somebody has seen that every task has its outcome
     s/<session>/runs/<run>/packs/<n>             shard records, one after another
     s/<session>/runs/<run>/log/<shard>/<n>       shard log
@@ -94,6 +95,10 @@ def run_prefix(run: RunId) -> str:
 
 def plan(run: RunId) -> str:
     return run_prefix(run) + "plan"
+
+
+def names(run: RunId) -> str:
+    return run_prefix(run) + "names"
 
 
 def complete(run: RunId) -> str:
