@@ -65,7 +65,7 @@ class BurstBackend(ParallelBackendBase):  # type: ignore[misc]
         return SequentialBackend, ()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many tasks run at once: all threads of the session's workers, whatever `n_jobs`, unless it is 1."""
+        """Return how many tasks run at once: all threads of the workers, whatever `n_jobs`, unless it is 1."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs == 1:
@@ -74,7 +74,7 @@ class BurstBackend(ParallelBackendBase):  # type: ignore[misc]
         return (link.workers or UNKNOWN_THREADS) * link.settings.threads
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **keywords: Any) -> int:
-        """Begin; all tasks are submitted at once, as a task's way to a worker takes longer than with local processes."""
+        """Begin; all tasks are submitted at once, because a task's way to its worker takes a while."""
         if parallel is not None:
             parallel.pre_dispatch = "all"
         self.parallel = parallel

@@ -77,7 +77,7 @@ MUTATIONS = [
     Check("SILENCE_IS_WIN", "-DSILENCES=1", "nonce==w"),
     Check("START_UNRESERVED", "-DSPLITS=1", "reserved"),
     Check("START_GIVEN_BACK", "-DTASKS=3", "reserved"),
-    Check("KEEP_BUILT_ON_BEATEN", "-DBACKUPS=1", "attempt.done|log[0].e[(log[0].length-1)].done)&1"),
+    Check("KEEP_BUILT_ON_BEATEN", "-DBACKUPS=1", "attempt.failed|log[0].e[(log[0].length-1)].failed)&1"),
 ]
 
 

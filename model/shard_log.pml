@@ -356,12 +356,8 @@ end:
   :: atomic { /* back up: run a task that the holder has reserved, too */
        SEARCHING && OTHERS(NEWEST(s)) && backups < BACKUPS && STRAGGLERS(NEWEST(s)) ->
        backups++; P.known = log[s].length;
-       task = LOWEST(STRAGGLERS(NEWEST(s)));
-       if
-       :: P.out_done = task; P.state = STORING
-       :: task == FIRST -> P.out_failed = task; prepare_backup()
-       fi;
-       task = 0 }
+       /* if it fails, that is the holder's to decide */
+       P.out_done = LOWEST(STRAGGLERS(NEWEST(s))); P.state = STORING }
 #endif
 
   /* ---- tending a shard */

@@ -213,8 +213,8 @@ class Network:
     write: Latency = WRITE
     #: nothing arrives while this is true
     cut: bool = False
-    #: called when a request has been sent, with how many that are by now
-    sent: Callable[[int], None] | None = None
+    #: told the key of each request before it is sent; what returns False ends its sender, and is not sent
+    admit: Callable[[str], bool] | None = None
 
     def fate(self, verb: str, entropy: Entropy) -> Fate:
         """Draw what becomes of a request."""
@@ -238,7 +238,6 @@ class Connection:
         self.network = network
         self._entropy = entropy
         self._loop = bucket.loop
-        self._count = 0
 
     @property
     def url(self) -> str:
@@ -246,17 +245,17 @@ class Connection:
 
     async def create(self, key: str, body: Body) -> bool:
         data = b"".join(flatten(body))
-        return await self._send("create", lambda: self.bucket.create(key, data), len(data))
+        return await self._send("create", key, lambda: self.bucket.create(key, data), len(data))
 
     async def put(self, key: str, body: Body) -> None:
         data = b"".join(flatten(body))
-        await self._send("put", lambda: self.bucket.put(key, data), len(data))
+        await self._send("put", key, lambda: self.bucket.put(key, data), len(data))
 
     async def get(self, key: str) -> bytes | None:
-        return await self._send("get", lambda: self.bucket.get(key))
+        return await self._send("get", key, lambda: self.bucket.get(key))
 
     async def get_ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
-        body = await self._send("get", lambda: self.bucket.get(key))
+        body = await self._send("get", key, lambda: self.bucket.get(key))
         if body is None:
             return None
         if any(span.end > len(body) for span in spans):
@@ -267,26 +266,28 @@ class Connection:
         found: list[str] = []
         while True:
             start = found[-1] if found else ""
-            page = await self._send("list", lambda start=start: self.bucket.folders(prefix, start))  # type: ignore[misc]
+            page = await self._send("list", prefix, lambda start=start: self.bucket.folders(prefix, start))  # type: ignore[misc]
             found += page
             if len(page) < PAGE:
                 return found
 
     async def delete(self, keys: Iterable[str]) -> None:
         doomed = list(keys)
-        await self._send("delete", lambda: self.bucket.delete(doomed))
+        await self._send("delete", doomed[0] if doomed else "", lambda: self.bucket.delete(doomed))
 
     async def time(self, key: str) -> float:
         await self.put(key, b"")
         return self.bucket.objects[key].modified
 
-    async def _send(self, verb: str, effect: Callable[[], T], size: int = 0) -> T:
+    async def _send(self, verb: str, key: str, effect: Callable[[], T], size: int = 0) -> T:
         """Carry out `effect` in the bucket, some time from now, and return its answer some time later."""
         if self.bucket.closed:
             raise asyncio.CancelledError
         network, entropy = self.network, self._entropy
         latency = (network.write if verb in WRITES else network.read).draw(entropy) + size / BANDWIDTH
         answer: asyncio.Future[T] = self._loop.create_future()
+        if network.admit is not None and not network.admit(key):
+            return await answer  # which never comes
         fate = network.fate(verb, entropy)
         if fate is Fate.NEVER:
             self._later(entropy.uniform(0.1, GIVE_UP), _fail, answer, f"{verb}: it did not arrive")
@@ -298,9 +299,6 @@ class Connection:
             self._later(arrives, self._land, verb, effect, answer, latency * (1 - THERE), answered)
             if not answered:
                 self._later(GIVE_UP, _fail, answer, f"{verb}: no answer")
-        self._count += 1
-        if network.sent is not None:
-            network.sent(self._count)
         return await answer
 
     def _land(self, verb: str, effect: Callable[[], T], answer: asyncio.Future[T], back: float, answered: bool) -> None:
@@ -324,7 +322,7 @@ class Connection:
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
         while True:
             start = after
-            page = await self._send("list", lambda start=start: self.bucket.page(prefix, start))  # type: ignore[misc]
+            page = await self._send("list", prefix, lambda start=start: self.bucket.page(prefix, start))  # type: ignore[misc]
             if page:
                 yield page
             if len(page) < PAGE:

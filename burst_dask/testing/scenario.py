@@ -54,6 +54,16 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Death:
+    """When a client dies: with its request number `count` of those whose key has `part` in it."""
+
+    part: str
+    count: int
+    #: whether that request is still sent
+    sent: bool
+
+
+@dataclass(frozen=True)
 class Scenario:
     """All that a seed decides; the same seed gives the same scenario, on any machine."""
 
@@ -66,10 +76,10 @@ class Scenario:
     arrivals: tuple[float, ...]
     network: dict[Fate, float]
     faults: tuple[Fault, ...]
-    #: a client that submits dies when it has sent so many requests; one after another
-    submitter_dies: tuple[int, ...]
+    #: clients that try to submit, one after another, and die of it
+    submitter_dies: tuple[Death, ...]
     #: the same for those that collect
-    collector_dies: tuple[int, ...]
+    collector_dies: tuple[Death, ...]
     #: the store's dates are wrong by so many seconds
     skew: float
     #: from here on nothing goes wrong any more
@@ -104,8 +114,8 @@ class Scenario:
             arrivals=tuple(entropy.choice([0.0, entropy.uniform(0, horizon / 2)]) for _ in range(workers)),
             network=_network(entropy, weather),
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
-            submitter_dies=_deaths(entropy, storm, 60),
-            collector_dies=_deaths(entropy, storm, 30),
+            submitter_dies=_deaths(entropy, storm),
+            collector_dies=_deaths(entropy, storm),
             skew=entropy.choice([0.0, 1.0]),
             horizon=horizon,
         )
@@ -147,7 +157,13 @@ def _fault(entropy: Entropy, horizon: float) -> Fault:
     return Fault(entropy.uniform(0, horizon), kind, entropy.integer(0, 100), seconds)
 
 
-def _deaths(entropy: Entropy, storm: bool, requests: int) -> tuple[int, ...]:
+def _deaths(entropy: Entropy, storm: bool) -> tuple[Death, ...]:
     if not storm:
         return ()
-    return tuple(entropy.integer(1, requests) for _ in range(entropy.choice([0, 0, 1, 3])))
+    return tuple(_death(entropy) for _ in range(entropy.choice([0, 0, 1, 3])))
+
+
+def _death(entropy: Entropy) -> Death:
+    """Return a death anywhere, or at one of the few requests that matter most."""
+    part = entropy.choice(["", "/packs/", "/plan", "/log/", "sessions/"])
+    return Death(part, entropy.integer(1, 3 if part else 40), entropy.choice([True, False]))

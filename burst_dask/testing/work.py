@@ -14,8 +14,8 @@ from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Plan, ShardRecord
 from burst_dask.worker.execution import Call, dump_values, failed, inputs_of, load_bodies, open_table, succeeded
-from burst_dask.worker.holding import Ran
 from burst_dask.worker.memory import Scope
+from burst_dask.worker.ran import Ran
 from burst_dask.worker.table import TaskTable
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import warnings
 from typing import Any
 
@@ -27,7 +28,7 @@ from burst_dask.testing.invariants import check_run
 from burst_dask.testing.loop import Deadlock, VirtualLoop
 from burst_dask.testing.machines import Client, Job, Machine, SimulatedClock, Worker
 from burst_dask.testing.referee import Referee
-from burst_dask.testing.scenario import Fault, Kind, Scenario
+from burst_dask.testing.scenario import Death, Fault, Kind, Scenario
 
 #: Seconds after which a run that has not ended counts as stuck: hours beyond all work and all leases.
 PATIENCE = 3 * 3600.0
@@ -104,18 +105,25 @@ class World:
 
     # ------------------------------------------------------------------ the client
 
-    def _client(self, dies_after: int | None) -> Client:
-        """Return a new client; it dies when it sends request number `dies_after`."""
+    def _client(self, death: Death | None) -> Client:
+        """Return a new client, which dies as told."""
         self._clients += 1
         network = Network(dict(self.scenario.network))
         client = Client(self.bucket, f"client-{self._clients}", self.scenario.seed, network)
-        if dies_after is not None:
-            network.sent = lambda count: client.process.kill() if count == dies_after else None
+        if death is not None:
+            left = itertools.count(death.count - 1, -1)
+
+            def admit(key: str) -> bool:
+                if death.part in key and next(left) == 0:
+                    client.process.kill()
+                return client.process.alive or death.sent
+
+            network.admit = admit
         return client
 
     async def _submit(self) -> RunId | None:
-        for dies_after in (*self.scenario.submitter_dies, None):
-            client = self._client(dies_after)
+        for death in (*self.scenario.submitter_dies, None):
+            client = self._client(death)
             client.start(self._open_and_submit(client))
             run = await self._outcome(client)
             if run is not None:
@@ -146,8 +154,8 @@ class World:
     async def _collect(self, run: RunId) -> None:
         """Attach, wait and collect, with clients that die on the way; then compare."""
         values: dict[int, str | None] | None = None
-        for dies_after in (*self.scenario.collector_dies, None):
-            client = self._client(dies_after)
+        for death in (*self.scenario.collector_dies, None):
+            client = self._client(death)
             client.start(self._wait_and_fetch(client, run))
             values = await self._outcome(client)
             if values is not None:
@@ -266,9 +274,8 @@ class World:
 
     async def _judge(self, run: RunId) -> None:
         store = Connection(self.bucket, Network(), Entropy(0))
-        runs = {RunId(f"{key.split('/')[1]}.{key.split('/')[3]}") for key in self.bucket.objects if "/runs/" in key}
         named = set((await Client(self.bucket, "judge", 0, Network()).attach(keys.session_of(run))).state.runs)
-        for each in sorted((runs & named) | {run}):
+        for each in sorted(named | {run}):
             for violation in await check_run(store, each, complete=each == run and not self.broken):
                 self.referee.complain(str(violation))
         if self.scenario.processes_fail:

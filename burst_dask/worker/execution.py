@@ -21,8 +21,8 @@ from burst_dask.protocol import policy
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.records import ShardRecord
-from burst_dask.worker.holding import Ran
 from burst_dask.worker.memory import Scope
+from burst_dask.worker.ran import Ran
 from burst_dask.worker.table import TaskTable
 
 

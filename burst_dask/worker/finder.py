@@ -28,7 +28,7 @@ READ_AT_ONCE = 4
 #: Of the shards that workers could spare work of, so many are read: the best may be gone.
 SPARED = 2
 #: Workers of all that look, in each round of their searches, whether a large run is complete.
-SURVEYORS = 1.0
+SURVEYORS = 0.5
 #: A shard released for this reason waits for others: it is claimed again when those are complete.
 BLOCKED = "nothing ready"
 
@@ -59,6 +59,8 @@ class Finder:
         self.context = context
         self.roster = Roster(context, beat)
         self._tended = tended
+        #: whether none of the workers last looked at held anything of the run
+        self._quiet = False
         #: runs in which every task has its outcome
         self.complete: set[RunId] = set()
         #: shards that this worker cannot run: it lacks a resource that every task left needs
@@ -106,7 +108,9 @@ class Finder:
     async def _look_around(self, view: RunView) -> set[ShardId]:
         """Read a few shards of a large run: those that a few workers could spare, what the dead left, and any other."""
         await self.roster.judge()
-        held = (await self.roster.spare(view.run))[:SPARED] + await self.roster.left_behind(view.run)
+        spare = await self.roster.spare(view.run)
+        self._quiet = not spare
+        held = spare[:SPARED] + await self.roster.left_behind(view.run)
         for one in held:
             view.hear(one.shard, one.next)
         shards = {one.shard for one in held} | set(self.context.entropy.sample(view.open_shards(), 1))
@@ -120,7 +124,7 @@ class Finder:
         context, mark = self.context, keys.complete(view.run)
         if await context.insist(lambda: context.store.get(mark)) is not None:
             return True
-        if context.entropy.uniform(0, self.roster.workers) < SURVEYORS:
+        if self._quiet and context.entropy.uniform(0, self.roster.workers) < SURVEYORS:
             await context.insist(view.survey)
             if view.totals().pending == 0:
                 await context.insist(lambda: context.store.create(mark, context.worker.encode()))

@@ -20,49 +20,16 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from burst_dask.journal.view import TaskOutcome
 from burst_dask.protocol import policy
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
-from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.shard import Shard
 from burst_dask.worker.durations import Durations
 from burst_dask.worker.memory import Scope
-from burst_dask.worker.table import TaskTable
-
-
-@dataclass(slots=True)
-class Ran:
-    """What came of one execution of a task."""
-
-    position: int
-    #: seconds it took
-    seconds: float = 0.0
-    value: Any = None
-    #: bytes of the value in memory
-    size: int = 0
-    #: the result or error as stored (unsealed); None when only this shard needs it
-    body: list[Buffer] | None = None
-    failed: bool = False
-
-
-@dataclass
-class Finished:
-    """Outcomes that are not yet committed."""
-
-    ran: dict[int, Ran] = field(default_factory=dict)
-    #: first cause (global number) -> positions that failed because of it
-    upstream: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-
-    def __len__(self) -> int:
-        return len(self.ran) + sum(map(len, self.upstream.values()))
-
-
-def fits(need: Mapping[str, float], free: Mapping[str, float]) -> bool:
-    """Tell whether what is free of each resource covers what a task needs."""
-    return all(amount <= free.get(name, 0.0) for name, amount in need.items())
+from burst_dask.worker.ran import Finished, Ran
+from burst_dask.worker.table import TaskTable, fits
 
 
 class Holding:
@@ -250,12 +217,25 @@ class Holding:
                     self.unmet_foreign[dependent] += 1
         if gone:
             self._find_wanted()
-        for position in covered & Bitmap.of(self.todo):
-            self._forget(position)
-            self.finished.ran.pop(position, None)
-            self._settle_dependents(position)
+        for position in covered:
+            self._beaten(position)
         self.news()
         self._unpark()
+
+    def _beaten(self, position: int) -> None:
+        """Take in that a backup copy brought the result of a task first."""
+        ran = self.finished.ran.pop(position, None)
+        if position in self.todo:
+            self._forget(position)
+            self._settle_dependents(position)
+        elif ran is not None and ran.failed:
+            # It failed here, and what that made fail upstream can run after all.
+            revoked = sorted(self.finished.upstream.pop(self.table.first + position, ()))
+            self.todo.update(revoked)
+            for dependent in revoked:
+                self.uses.update(self.table.dependencies[dependent])
+            for dependent in revoked:
+                self._connect(dependent)
 
     def sending(self, shard: Shard) -> None:
         """Note that the entry which leads to `shard` is on its way: only what it reserves, too, may start."""

@@ -10,7 +10,7 @@ from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import Buffer, seal
 from burst_dask.protocol.records import Location, Outcomes
 from burst_dask.protocol.shard import Shard
-from burst_dask.worker.holding import Finished
+from burst_dask.worker.ran import Finished
 
 
 @dataclass

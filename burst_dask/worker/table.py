@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,3 +46,8 @@ class TaskTable:
         """Return the Dask key of a task here, or of one elsewhere that a task here depends on."""
         own = number - self.first
         return self.keys[own] if 0 <= own < len(self.keys) else self.foreign_keys[number]
+
+
+def fits(need: Mapping[str, float], free: Mapping[str, float]) -> bool:
+    """Tell whether what is free of each resource covers what a task needs."""
+    return all(amount <= free.get(name, 0.0) for name, amount in need.items())

@@ -16,8 +16,9 @@ from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.records import Action, Commit, Release
 from burst_dask.protocol.shard import Phase, Shard
 from burst_dask.worker.context import Context, logger, wait_for
-from burst_dask.worker.holding import Holding, Ran
+from burst_dask.worker.holding import Holding
 from burst_dask.worker.outgoing import Outgoing
+from burst_dask.worker.ran import Ran
 
 #: Bytes of inputs read ahead of the tasks that need them, a shard.
 LOAD_BYTES = 64 << 20

@@ -215,10 +215,6 @@ def judge_by_ones_own_clock(patch: Patch) -> None:
 @mutation
 def never_take_over(patch: Patch) -> None:
     """Dead holders keep their shards."""
-
-    async def nothing(self: Finder, view: Any) -> None:
-        return None
-
     patch.setattr(Finder, "_take_over", nothing)
 
 
@@ -238,22 +234,26 @@ def tell_before_the_plan(patch: Patch) -> None:
 
 
 @mutation
-def plan_before_the_packs(patch: Patch) -> None:
-    """The plan is written while its packs are on their way."""
-    put = Retrying.put
+def tell_before_the_packs(patch: Patch) -> None:
+    """The workers are told of a run while its packs are on their way."""
+    put, store_run = Retrying.put, submission.store_run
+    held: list[tuple[str, Any]] = []
 
     async def lazy(self: Retrying, key: str, body: Any) -> None:
         if "/packs/" in key:
             held.append((key, body))
-            return
-        await put(self, key, body)
-        if key.endswith("/plan"):
-            for each in held:
-                await put(self, *each)
-            held.clear()
+        else:
+            await put(self, key, body)
 
-    held: list[tuple[str, Any]] = []
+    async def eager(link: Any, run: Any, packs: Any, finish: Any) -> Any:
+        held.clear()
+        plan = await store_run(link, run, packs, finish)
+        for key, body in held:
+            await put(link.store, key, body)
+        return plan
+
     patch.setattr(Retrying, "put", lazy)
+    patch.setattr("burst_dask.testing.machines.store_run", eager)
 
 
 @mutation
@@ -353,15 +353,21 @@ def split_what_cannot_run_elsewhere(patch: Patch) -> None:
 
 @mutation
 def forget_what_was_split_off(patch: Patch) -> None:
-    """Nobody claims a child shard."""
-    patch.setattr(Finder, "_all", lambda self, view: list(view.shards.values()))
-    patch.setattr(Finder, "_first", lambda self, tasks: tasks.first(1))
+    """A thief does not claim what it has split off, and nobody else does."""
+    split = Finder._split
 
-    async def no_split(self: Finder, view: Any, original: Any = Finder._split) -> Any:
-        found = await original(self, view)
-        return None if found is not None else found
+    async def careless(self: Finder, view: Any, fresh: Any) -> None:
+        before = {shard.id: shard.index.children for shard in view.shards.values()}
+        patch.setattr(self, "_first", lambda tasks: EMPTY)
+        await split(self, view, {id for id in fresh if id in before})
 
-    patch.setattr(Finder, "_split", no_split)
+    patch.setattr(Finder, "_split", careless)
+    patch.setattr(Finder, "_unclaimed", lambda self, view: [])
+    patch.setattr(Finder, "_claim_freed", nothing)
+
+
+async def nothing(*args: Any) -> None:
+    """Stands in for what finds nothing."""
 
 
 @mutation

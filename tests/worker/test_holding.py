@@ -12,11 +12,12 @@ from burst_dask.clock import SystemClock
 from burst_dask.journal.view import TaskOutcome
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import ShardId, WorkerId
-from burst_dask.protocol.records import Claim, Commit, Location, Outcomes, Split, Takeover
+from burst_dask.protocol.records import Backup, Claim, Commit, Location, Outcomes, Split, Takeover
 from burst_dask.protocol.shard import Shard
 from burst_dask.worker.durations import Durations
-from burst_dask.worker.holding import Holding, Ran
+from burst_dask.worker.holding import Holding
 from burst_dask.worker.memory import Memory
+from burst_dask.worker.ran import Ran
 from burst_dask.worker.table import TaskTable
 
 ME, OTHER, ID = WorkerId("me"), WorkerId("other"), ShardId("00000")
@@ -310,3 +311,42 @@ def test_nothing_is_reserved_that_can_only_run_after_a_suspect() -> None:
     holding.committed(holding.shard.apply(ME, Commit(outcomes=Outcomes(), reserved=Bitmap.of([3]))))
     assert run_all(holding) == [3]
     assert holding.reserve(1, 5.0) == Bitmap.of([0]), "then the suspect, alone"
+
+
+def test_a_backup_copy_that_was_first_settles_its_dependents() -> None:
+    world = World(make_table([[], [0]]))
+    holding = world.hold()
+    holding.take(1.0)
+    world.shard = holding.shard.apply(OTHER, Backup(outcomes=stored(0), segments=("s",)))
+    holding.refold(world.shard)
+    assert holding.todo == {1} and not holding.unmet[1]
+    holding.finish(Ran(0, value="late", size=1))
+    assert not holding.finished.ran and holding.todo == {1}
+
+
+def test_what_failed_here_and_upstream_is_revoked_when_a_backup_copy_succeeded() -> None:
+    world = World(make_table([[], [0], [1]]))
+    holding = world.hold()
+    holding.take(0.001)
+    holding.finish(Ran(0, body=[b"error"], failed=True))
+    assert holding.finished.upstream == {0: {1, 2}}
+    world.shard = holding.shard.apply(OTHER, Backup(outcomes=stored(0), segments=("s",)))
+    holding.refold(world.shard)
+    assert not holding.finished and holding.todo == {1, 2}
+    assert holding.to_load(100, lambda number: 1) == ([1], {0})
+
+
+def test_what_the_entry_on_its_way_gives_back_does_not_start() -> None:
+    world = World(make_table([[], [], []]))
+    holding = world.hold()
+    holding.sending(holding.shard.apply(ME, Commit(outcomes=Outcomes(), reserved=Bitmap.of([0]))))
+    assert holding.take(1.0) == [0]
+    after = holding.shard.apply(ME, Commit(outcomes=Outcomes(), reserved=Bitmap.of([0])))
+    holding.committed(after)
+    assert holding.take(1.0) == []
+    holding.committed(after.apply(ME, Commit(outcomes=Outcomes(), reserved=Bitmap.of([0, 1, 2]))))
+    assert holding.take(1.0) == [1, 2]
+
+
+def stored(position: int) -> Outcomes:
+    return Outcomes(done=Bitmap.of([position]), stored={position: Location(0, 0, 1)})

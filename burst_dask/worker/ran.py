@@ -1,0 +1,36 @@
+"""What came of executions, on its way to a commit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from burst_dask.protocol.frames import Buffer
+
+
+@dataclass(slots=True)
+class Ran:
+    """What came of one execution of a task."""
+
+    position: int
+    #: seconds it took
+    seconds: float = 0.0
+    value: Any = None
+    #: bytes of the value in memory
+    size: int = 0
+    #: the result or error as stored (unsealed); None when only this shard needs it
+    body: list[Buffer] | None = None
+    failed: bool = False
+
+
+@dataclass
+class Finished:
+    """Outcomes that are not yet committed."""
+
+    ran: dict[int, Ran] = field(default_factory=dict)
+    #: first cause (global number) -> positions that failed because of it
+    upstream: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    def __len__(self) -> int:
+        return len(self.ran) + sum(map(len, self.upstream.values()))
