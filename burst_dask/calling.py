@@ -281,8 +281,8 @@ class Calling:
         runs = sync.run(self._all_runs())
         if wait:
             self._wait_for(runs, timeout, since)
-        known = [(run._view, run._look()) for run in runs]
-        return collecting.collected(known, since, on_error)
+        asked = sync.run(in_parallel(Run._look, runs))
+        return collecting.collected(zip((run._view for run in runs), asked, strict=True), since, on_error)
 
     async def _all_runs(self) -> list[Run]:
         link = self._link

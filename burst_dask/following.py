@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from burst_dask import sync
 from burst_dask.errors import StoreUnavailable
 from burst_dask.futures import Future
-from burst_dask.journal.view import RunView
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
 from burst_dask.protocol import policy
 from burst_dask.protocol.keys import RunId
@@ -92,13 +92,17 @@ class Follower:
     async def _rounds(self) -> None:
         link, clock = self._link, self._link.clock
         since = away_since = followed_at = clock.monotonic()
+        fresh = False
         while True:
             waited = clock.monotonic() - since
             pause = policy.patience(waited, link.settings.wait_poll_min, link.settings.wait_poll_max)
+            if fresh and len(self._runs) > OLDEST + 2:
+                pause = 0.0  # there was news, and others have not been looked at
             if await self._wait(pause):
                 since = clock.monotonic()
             try:
-                if await self._look():
+                fresh = await self._look()
+                if fresh:
                     link.guard.news()
                     since = clock.monotonic()
                 if self._over():
@@ -125,12 +129,14 @@ class Follower:
         return True
 
     async def _look(self) -> bool:
-        news = False
         now = self._link.clock.monotonic()
-        for followed in self._chosen():
-            news |= await followed.watch.look(now - followed.since)
+
+        async def one(followed: _Followed) -> bool:
+            found = await followed.watch.look(now - followed.since)
             await followed.watch.survey_if_due(now - followed.since)
-        return news
+            return found
+
+        return any(await in_parallel(one, self._chosen()))
 
     def _chosen(self) -> list[_Followed]:
         with self._lock:
@@ -153,4 +159,4 @@ class Follower:
             gone = [self._runs.pop(run) for run in self._link.state.cancelled if run in self._runs]
         for followed in gone:
             for future in list(followed.futures.values()):
-                future.end(cancel=True)
+                future.cancel()  # and what depends on it

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from dask._task_spec import TaskRef
 
-from burst_dask import collecting
+from burst_dask import collecting, replaying, sync
 from burst_dask.collecting import TaskError
-from burst_dask.errors import TaskFailed, WaitTimeout
+from burst_dask.errors import ConfigError, TaskFailed, WaitTimeout
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
 
@@ -123,6 +123,13 @@ class Future(TaskRef, cf.Future):  # type: ignore[misc, type-arg]
         if self.cancelled():
             return "cancelled"
         return "error" if cf.Future.exception(self) is not None else "finished"
+
+    def replay(self) -> Any:
+        """Run the task here, with its real inputs; see `burst_dask.run.Run.replay`."""
+        self._wait(None)
+        if self.view is None:
+            raise ConfigError(f"task {self.key!r} was not submitted, so there is nothing to replay")
+        return sync.run(replaying.prepare(self.view, self.key))()
 
     def cancel(self) -> bool:
         """Give the task up, and what depends on it; tell whether it is cancelled.

@@ -212,8 +212,6 @@ class Futures:
             if error is not None:
                 self._errors.append(error)
         group.written.set_result(error)
-        if error is not None and not isinstance(error, BurstError):
-            raise error
 
     async def _write(self, group: _Group) -> None:
         """Store a group as a run; calls that cannot be pickled, and what depends on them, fail alone."""

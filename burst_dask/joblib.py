@@ -81,7 +81,7 @@ class BurstBackend(ParallelBackendBase):  # type: ignore[misc]
         self._executor = self._session.get_executor(**self._keywords)
         return self.effective_n_jobs(n_jobs)
 
-    def submit(self, func: Callable[[], Any], callback: Callable[[Future], None] | None = None) -> Future:
+    def submit(self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None) -> Future:
         if self._executor is None:
             self._executor = self._session.get_executor(**self._keywords)
         future = self._executor.submit(func)

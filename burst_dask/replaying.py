@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from burst_dask.errors import ConfigError, CorruptObject, ProtocolError, UnknownId
@@ -31,8 +32,15 @@ async def prepare(view: RunView, key: Any) -> Callable[[], Any]:
     if outcome is not None and not outcome.done and outcome.cause != number:
         view, number = await across.culprit(view, number)
         table = await _table(view, view.plan.locate(number)[0])
-    values = await _inputs(view, table, [number - table.first])
-    return lambda: _run(table, number - table.first, values)
+    again, bodies = await _inputs(view, table, number - table.first)
+
+    def replay() -> Any:
+        values = {each: loads(body) for each, body in bodies.items()}
+        for position in again:
+            values[table.first + position] = _run(table, position, values)
+        return _run(table, number - table.first, values)
+
+    return replay
 
 
 async def _find(view: RunView, key: Any) -> tuple[TaskTable, int]:
@@ -58,34 +66,31 @@ async def _table(view: RunView, number: int) -> TaskTable:
         raise CorruptObject(
             f"{error}. Without the graph nothing can be replayed; was the session cleaned up?"
         ) from error
-    return open_table(record, buffers)
+    return await asyncio.to_thread(open_table, record, buffers)
 
 
-async def _inputs(view: RunView, table: TaskTable, positions: Sequence[int]) -> dict[int, Any]:
-    """Return what these tasks need, by global number; what was not stored is computed again."""
+async def _inputs(view: RunView, table: TaskTable, position: int) -> tuple[list[int], dict[int, memoryview]]:
+    """Return the positions of inputs that were not stored, in an order to compute them in, and what was stored."""
     stored: set[int] = set()
     again: set[int] = set()
-    stack = list(positions)
+    stack = [position]
     while stack:
         for number in table.dependencies[stack.pop()]:
-            if number in stored or number in again:
+            if number in stored or number - table.first in again:
                 continue
             try:
                 _, _, outcome = await across.settled(view, number)
             except ProtocolError as error:
                 raise ConfigError(
-                    f"task {table.keys[positions[0]]!r} cannot be replayed yet: "
+                    f"task {table.keys[position]!r} cannot be replayed yet: "
                     f"its input {table.name(number)!r} has no outcome"
                 ) from error
             if outcome.location is not None:
                 stored.add(number)
             else:  # only its own shard needed it, and had it in memory (PROTOCOL.md rule 9)
-                again.add(number)
+                again.add(number - table.first)
                 stack.append(number - table.first)
-    values = {number: loads(body) for number, body in (await view.fetch(stored)).items()}
-    for number in sorted(again):
-        values[number] = _run(table, number - table.first, values)
-    return values
+    return sorted(again), await view.fetch(stored)
 
 
 def _run(table: TaskTable, position: int, values: dict[int, Any]) -> Any:

@@ -107,7 +107,7 @@ class Run:
         with self._detaching():
             if on_error == "raise" and watch.failed is not None:
                 self._raise(watch.failed)
-            names = {} if watch.failed is None else self._look().keys
+            names = {} if watch.failed is None else sync.run(self._look()).keys
             outputs = self._outputs()
             collecting.warn_if_large([(self._view, outputs)])
             values = dict(collecting.decoded(self._view, outputs, names))
@@ -160,13 +160,13 @@ class Run:
             except WaitTimeout as error:
                 error.results = self.collect(since=since)
                 raise
-        wanted = self._look()
+        wanted = sync.run(self._look())
         with self._detaching():
             return collecting.collected([(self._view, wanted)], since, on_error)
 
     def results(self) -> Results:
         """Return what is done so far as a mapping that fetches each result when it is looked at."""
-        return Results(self._view, self._look())
+        return Results(self._view, sync.run(self._look()))
 
     def as_completed(self, timeout: float | None = None) -> Iterator[tuple[Any, Any]]:
         """Yield keys and results as they come, a `TaskError` for what failed.
@@ -177,7 +177,7 @@ class Run:
             The time is over before all came.
         """
         check_timeout(timeout)
-        wanted = self._look()
+        wanted = sync.run(self._look())
         come: list[int] = []
         watch = Watch(self._link, self._view, wanted.keys, come.append)
         clock = self._link.clock
@@ -259,7 +259,7 @@ class Run:
         return watch
 
     def _raise(self, task: int) -> NoReturn:
-        (found,) = collecting.decoded(self._view, [task], {} if self._is_cause(task) else self._look().keys)
+        (found,) = collecting.decoded(self._view, [task], {} if self._is_cause(task) else sync.run(self._look()).keys)
         found[1].reraise()
         raise AssertionError  # for the type checker
 
@@ -306,17 +306,11 @@ class Run:
             )
             raise
 
-    def _look(self) -> collecting.Asked:
+    async def _look(self) -> collecting.Asked:
         """Bring the view up to date; return what was asked for."""
-
-        async def look() -> collecting.Asked:
-            await self._view.survey()
-            return await collecting.asked(self._view)
-
+        await self._view.survey()
         if self._asked is None:
-            self._asked = sync.run(look())
-        else:
-            sync.run(self._view.survey())
+            self._asked = await collecting.asked(self._view)
         return self._asked
 
     def _abandon(self) -> None:
