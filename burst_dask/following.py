@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures as cf
 import threading
 from collections.abc import Mapping
 
@@ -50,6 +51,8 @@ class Follower:
         self._lock = threading.Lock()
         self._runs: dict[RunId, _Followed] = {}
         self._under_way = False
+        self._stopping = False
+        self._task: cf.Future[None] | None = None
         self._added = asyncio.Event()
         self._turn = 0
 
@@ -60,7 +63,7 @@ class Follower:
             start, self._under_way = not self._under_way, True
         self._added.set()
         if start:
-            sync.start(self._follow())
+            self._task = sync.start(self._follow())
 
     def drop(self, run: RunId, number: int) -> None:
         """Follow one future no longer, as it is cancelled; cancel its run if none is left of that."""
@@ -72,12 +75,20 @@ class Follower:
         sync.start(self._link.append(Cancel(run)))
 
     def close(self) -> None:
-        """Cancel all pending futures and look no more."""
+        """Cancel all pending futures, and return when nothing is looked at any more, the workers neither."""
         with self._lock:
             runs, self._runs = self._runs, {}
         for followed in runs.values():
             for future in list(followed.futures.values()):
                 future.end(cancel=True)
+        self.stop()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Return when the round under way is over, or after that many seconds; there is no other."""
+        self._stopping = True
+        if self._task is not None:
+            sync.loop().call_soon_threadsafe(self._added.set)
+            cf.wait([self._task], timeout)
 
     async def _follow(self) -> None:
         try:
@@ -100,6 +111,8 @@ class Follower:
                 pause = 0.0  # there was news, and others have not been looked at
             if await self._wait(pause):
                 since = clock.monotonic()
+            if self._stopping:
+                return
             try:
                 fresh = await self._look()
                 if fresh:
@@ -120,12 +133,12 @@ class Follower:
 
     async def _wait(self, seconds: float) -> bool:
         """Wait, and tell whether a run was added meanwhile: then the wait is over."""
-        self._added.clear()
         try:
             async with asyncio.timeout(seconds):
                 await self._added.wait()
         except TimeoutError:
             return False
+        self._added.clear()
         return True
 
     async def _look(self) -> bool:

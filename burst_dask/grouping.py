@@ -206,7 +206,8 @@ class Futures:
         except BaseException as failed:
             error = failed
             for call in group.calls.values():
-                call.future.end(failed)
+                if call.future.view is None:
+                    call.future.end(failed)
         with self._lock:
             self._writing.remove(group)
             if error is not None:
@@ -297,12 +298,14 @@ class Futures:
         return future.cancelled()
 
     def close(self) -> None:
-        """Cancel all that has no outcome: the session is being cleaned up."""
+        """Cancel all that has no outcome, and return when nothing more is done: the session is being cleaned up."""
         with self._lock:
-            groups = [*self._writing, *([] if self._group is None else [self._group])]
+            self._close_group()
+            groups = list(self._writing)
         for group in groups:
             for call in group.calls.values():
                 call.future.end(cancel=True)
+            group.written.result()
         self.follower.close()
 
 
@@ -342,6 +345,8 @@ def _annotated(key: Any) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------- leaving
 
+#: Seconds that the end of the interpreter waits for answers of the store, so that none comes to nobody.
+_LAST_ROUND = 2.0
 _open: weakref.WeakSet[Futures] = weakref.WeakSet()
 
 
@@ -363,3 +368,4 @@ def _flush_all() -> None:
             futures.flush()
         except (BurstError, OSError) as error:
             print(f"not all of session {futures.link.session} was submitted: {error}", file=sys.stderr)
+        futures.follower.stop(_LAST_ROUND)
