@@ -34,6 +34,8 @@ A message says what happened, what was kept, and what to do next.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class BurstError(Exception):
     """Base of every error that burst_dask raises on purpose."""
@@ -112,7 +114,15 @@ class RunCancelled(BurstError):
 
 
 class WaitTimeout(BurstError, TimeoutError):
-    """The time given to wait ran out. The run goes on, and nothing of it is lost."""
+    """The time given to wait ran out. The run goes on, and nothing of it is lost.
+
+    Attributes
+    ----------
+    results
+        What was done by then, if it was to be collected.
+    """
+
+    results: Any = None
 
 
 class FleetError(BurstError):

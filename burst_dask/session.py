@@ -16,6 +16,7 @@ from dask.utils import shorten_traceback
 
 from burst_dask import link as links
 from burst_dask import sync, tasklogs
+from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
 from burst_dask.environment.packing import pack
@@ -43,7 +44,7 @@ _BRING_YOUR_OWN = (
 )
 
 
-class Session:
+class Session(Calling):
     """A named place in a store, with its workers and its runs; Dask takes it as a scheduler.
 
     Parameters
@@ -173,6 +174,7 @@ class Session:
 
     def status(self) -> SessionStatus:
         """Return the state of the session and of all its runs, never with a request for each task."""
+        self.flush()
 
         async def look() -> SessionStatus:
             link = self._link
@@ -280,6 +282,7 @@ class Session:
     __call__ = get
 
     def _submit(self, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Run:
+        self.flush()  # futures may be part of the graph
         plan = submit(self._link, graph, names, asked, repack)
         return Run(self._link, plan, attached=False, progress=self._progress)
 
@@ -293,8 +296,9 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Restore the former defaults; the session and its workers go on."""
+        """Restore the former defaults, and make what was submitted durable; the session and its workers go on."""
         self._entered.pop().__exit__(None, None, None)
+        self.flush()
 
     # ------------------------------------------------------------------ workers and the end
 
@@ -330,12 +334,15 @@ class Session:
         """
         link = self._link
         if not force:
+            self.flush()
             busy = sync.run(incomplete(link))
             if busy:
                 raise ConfigError(
                     f"session {self.id} still works on {', '.join(busy)}; nothing was done. "
                     "Wait, cancel the runs, or cleanup(force=True), which also deletes the results"
                 )
+        if "_futures" in vars(self):
+            self._futures.close()
         sync.run(close(link))
         fleet = link.fleet or _fleet_here(link)
         fleet.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
-from dask._task_spec import Alias, DataNode, List, Task, TaskRef
+from dask._task_spec import Alias, DataNode, List, Task, TaskRef, fuse_linear_task_spec
 from dask.highlevelgraph import HighLevelGraph
+from dask.tokenize import tokenize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,13 +24,15 @@ from burst_dask.errors import ConfigError, GraphError, UnpicklableTask, Unsuppor
 from burst_dask.graph import (
     LargeConstantWarning,
     MissingKey,
+    Outside,
     ShardedGraph,
+    Stored,
     cut,
     materialize,
     unpack_outputs,
 )
 from burst_dask.protocol import frames, records
-from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.keys import RunId, SessionId
 from burst_dask.protocol.records import Plan, ShardRecord
 from burst_dask.worker.execution import open_table
 
@@ -483,3 +487,70 @@ def test_packs_are_made_one_at_a_time() -> None:
     assert made == list(dict.fromkeys(made))
     assert max(sizes) <= 16 << 20
     assert len(sizes) == 4
+
+
+# ---------------------------------------------------------------------------- results of other runs
+
+
+OTHER = RunId("session.other")
+
+
+def test_results_of_other_runs_get_the_numbers_behind_the_tasks() -> None:
+    outside = Outside(SessionId("session"), {"f": (OTHER, 7)})
+    graph = {
+        "s": Stored("s", OTHER, 3, "memory://x"),
+        "unused": Stored("unused", OTHER, 4, "memory://x"),
+        "a": Task("a", inc, TaskRef("s")),
+        "b": Task("b", operator.add, TaskRef("a"), TaskRef("f")),
+        "c": Task("c", inc, 1),
+    }
+    dsk, annotations = materialize(graph, ["b", "c"], outside)
+    assert set(dsk) == {"a", "b", "c"} and outside.found == {"s": (OTHER, 3), "f": (OTHER, 7)}
+    sharded = ShardedGraph.of(dsk, ["b", "c"], annotations, run=RUN, parallelism=1, externals=outside.found)
+    plan, packs = store(sharded)
+    assert sorted(plan.externals) == [(OTHER, 3), (OTHER, 7)]
+    place = {where: plan.tasks + i for i, where in enumerate(plan.externals)}
+    ((record, _),) = read(plan, packs)
+    table = open_table(record, [])
+    needs = dict(zip(table.keys, table.dependencies, strict=True))
+    assert needs["a"] == (place[OTHER, 3],) and place[OTHER, 7] in needs["b"] and needs["c"] == ()
+    assert {table.name(number) for number in needs["b"]} == {"a", "f"}
+    (info,) = plan.shards
+    assert info.externals == (0, 1) and info.upstream == () and info.free == 1
+    assert pickle.loads(plan.names) == ["b", "c"]
+
+
+def test_a_result_of_another_run_that_is_asked_for_is_copied_by_a_task() -> None:
+    outside = Outside(SessionId("session"), {"f": (OTHER, 7)})
+    dsk, _ = materialize({"s": Stored("s", OTHER, 3, "memory://x"), "t": (inc, "s")}, ["s", "t", "f"], outside)
+    assert {key: set(node.dependencies) for key, node in dsk.items()} == {
+        "s": {("stored", OTHER, 3)},
+        "t": {"s"},
+        "f": {("stored", OTHER, 7)},
+    }
+    assert outside.found == {("stored", OTHER, 3): (OTHER, 3), ("stored", OTHER, 7): (OTHER, 7)}
+
+
+def test_a_result_of_another_session_is_read_by_a_task() -> None:
+    stored = Stored("s", RunId("elsewhere.run"), 3, "memory://x")
+    dsk, _ = materialize({"s": stored, "t": (inc, "s")}, "t", Outside(SessionId("session"), {}))
+    assert dsk["s"] is stored
+
+
+def test_a_stored_node_is_a_node() -> None:
+    stored = Stored("s", OTHER, 3, "memory://x")
+    again = pickle.loads(pickle.dumps(stored))
+    assert (again.key, again.run, again.number, again.store) == ("s", OTHER, 3, "memory://x")
+    assert tokenize(stored) == tokenize(again) != tokenize(Stored("s", OTHER, 4, "memory://x"))
+    assert stored.substitute({}, key="other").key == "other" and stored.substitute({}) is stored
+    assert not stored.dependencies and stored.copy() == stored
+
+
+def test_a_stored_node_is_not_fused_into_what_reads_it() -> None:
+    graph = {
+        "s": Stored("s", OTHER, 3, "memory://x"),
+        "a": Task("a", inc, TaskRef("s")),
+        "b": Task("b", inc, TaskRef("a")),
+    }
+    fused = fuse_linear_task_spec(graph, {"b"})
+    assert type(fused["s"]) is Stored and len(fused) < len(graph) + 1

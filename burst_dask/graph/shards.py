@@ -17,7 +17,7 @@ from burst_dask import serialize
 from burst_dask.errors import ConfigError
 from burst_dask.graph import cutting, weighing
 from burst_dask.graph.blame import blame
-from burst_dask.graph.reading import Annotations, ordered
+from burst_dask.graph.reading import Annotations, Externals, ordered
 from burst_dask.protocol import frames, records
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import Buffer
@@ -57,6 +57,8 @@ class ShardedGraph:
         Number -> annotations.
     sizes
         Number -> id of a large object in the task -> bytes.
+    externals
+        The Dask keys of results of other runs, and where those are. Their numbers follow those of the tasks.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ShardedGraph:
         outputs: Any,
         notes: Mapping[int, dict[str, Any]],
         sizes: Mapping[int, Mapping[int, int]],
+        externals: Externals | None = None,
     ) -> None:
         self.run = run
         self.keys = keys
@@ -77,6 +80,8 @@ class ShardedGraph:
         self.bounds = bounds
         self.outputs = outputs
         self.notes = notes
+        self.externals = externals or {}
+        self._external_keys = list(self.externals)
         self._wanted = sorted(set(_numbers(outputs)))
         self._connect()
         self._beside = _beside(bounds, sizes)
@@ -93,6 +98,7 @@ class ShardedGraph:
         run: RunId,
         parallelism: int,
         large: int = LARGE_CONSTANT,
+        externals: Externals | None = None,
     ) -> ShardedGraph:
         """Order and cut what `materialize` returned.
 
@@ -102,27 +108,35 @@ class ShardedGraph:
             Threads that are expected to work on it.
         large
             Bytes; a constant over this is warned of.
+        externals
+            What tasks depend on beside other tasks: Dask key -> run and global number there.
         """
-        names = ordered(dsk)
-        number = {key: i for i, key in enumerate(names)}
+        names = ordered(dsk, externals)
+        number = {key: i for i, key in enumerate([*names, *(externals or ())])}
         nodes = [dsk[key] for key in names]
         dependencies = [tuple(sorted(number[key] for key in node.dependencies)) for node in nodes]
         sizes = weighing.large_objects(nodes)
         _warn(names, sizes, large)
-        bounds = cutting.cut(dependencies, parallelism=parallelism, sizes=sizes)
+        inner = dependencies
+        if externals:
+            inner = [tuple(need for need in needs if need < len(names)) for needs in dependencies]
+        bounds = cutting.cut(inner, parallelism=parallelism, sizes=sizes)
         outputs = _map_nested(keys, number.__getitem__)
-        return cls(run, names, nodes, dependencies, bounds, outputs, _notes(annotations, number), sizes)
+        notes = _notes(annotations, number)
+        return cls(run, names, nodes, dependencies, bounds, outputs, notes, sizes, externals)
 
     def _connect(self) -> None:
         """Find what crosses between shards."""
         bounds = self.bounds
         count = len(bounds) - 1
         self._upstream: list[set[int]] = [set() for _ in range(count)]
+        #: shard -> numbers of the externals that its tasks need
+        self._outer: list[set[int]] = [set() for _ in range(count)]
         #: number -> shards of its dependents elsewhere
         self._foreign: dict[int, set[int]] = {}
         self._free = [0] * count
         shard_of: list[int] = []
-        bound: set[int] = set()  # tasks that need something from another shard
+        bound: set[int] = set()  # tasks that need something from another shard or run
         for shard, (first, end) in enumerate(pairwise(bounds)):
             shard_of += [shard] * (end - first)
             for number in range(first, end):
@@ -130,6 +144,9 @@ class ShardedGraph:
                     if need < first:
                         self._upstream[shard].add(shard_of[need])
                         self._foreign.setdefault(need, set()).add(shard)
+                        bound.add(number)
+                    elif need >= self.tasks:
+                        self._outer[shard].add(need)
                         bound.add(number)
                     elif need in bound:
                         bound.add(number)
@@ -158,7 +175,8 @@ class ShardedGraph:
                 output = next(outputs, None)
             place = packer.append([records.encode(self._record(shard, first, end, Bitmap.of(asked), packer))])
             upstream = tuple(sorted(self._upstream[shard]))
-            infos.append(ShardInfo(first, end - first, place, upstream, self._free[shard], len(asked)))
+            outer = tuple(number - self.tasks for number in sorted(self._outer[shard]))
+            infos.append(ShardInfo(first, end - first, place, upstream, self._free[shard], len(asked), outer))
             yield from packer.full()
         yield from packer.rest()
         self._infos, self._packed = infos, packer.total
@@ -193,13 +211,18 @@ class ShardedGraph:
             first=first,
             keys=pickle.dumps(self.keys[first:end], 5),
             dependencies=dependencies,
-            foreign_keys=pickle.dumps({n: self.keys[n] for needs in dependencies for n in needs if n < first}, 5),
+            foreign_keys=pickle.dumps(
+                {n: self._key(n) for needs in dependencies for n in needs if not first <= n < end}, 5
+            ),
             dependents={n - first: tuple(sorted(self._foreign[n])) for n in span if n in self._foreign},
             outputs=outputs,
             annotations={n - first: self.notes[n] for n in span if n in self.notes} if self.notes else {},
             payload=payload,
             buffers=tuple(buffers),
         )
+
+    def _key(self, number: int) -> Any:
+        return self.keys[number] if number < self.tasks else self._external_keys[number - self.tasks]
 
     def plan(self, *, created: float, priority: int = 0) -> Plan:
         """Return the plan, to be written when all packs are."""
@@ -213,6 +236,8 @@ class ShardedGraph:
             created=created,
             size=self._packed,
             priority=priority,
+            externals=tuple(self.externals.values()),
+            names=pickle.dumps([self.keys[number] for number in dict.fromkeys(_numbers(self.outputs))], 5),
         )
 
 

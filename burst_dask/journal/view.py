@@ -122,6 +122,8 @@ class RunView:
         self.is_large = False
         self._inline: OrderedDict[tuple[ShardId, int], memoryview] = OrderedDict()
         self._inline_size = 0
+        #: views of the runs that externals lie in, see `burst_dask.journal.across`
+        self.others: dict[RunId, RunView] = {}
 
     @classmethod
     async def open(cls, store: Store, run: RunId) -> RunView | None:
@@ -167,7 +169,13 @@ class RunView:
         return shard, position
 
     def outcome(self, task: int) -> TaskOutcome | None:
-        """Return the outcome of the task with that global number, or None while there is none."""
+        """Return the outcome of the task or external with that global number, or None while there is none."""
+        if task >= self.plan.tasks:
+            view, number = self.home(task)
+            found = view.outcome(number)
+            if found is None or found.done:
+                return found
+            return TaskOutcome(False, task, found.shard, None)  # a number of this run, which `across.culprit` follows
         shard, position = self.owner(task)
         outcomes = shard.index.outcomes
         if position in outcomes.done:
@@ -178,6 +186,13 @@ class RunView:
             if position in tasks:
                 return TaskOutcome(False, cause, shard, None)
         return TaskOutcome(False, task, shard, outcomes.stored.get(position))
+
+    def home(self, task: int) -> tuple[RunView, int]:
+        """Return the view of the run that a task or external lies in, and its global number there."""
+        if task < self.plan.tasks:
+            return self, task
+        run, number = self.plan.externals[task - self.plan.tasks]
+        return self.others[run], number
 
     def totals(self) -> Totals:
         """Count over what is known; call `survey` before to know the newest."""
@@ -387,10 +402,25 @@ class RunView:
             self._inline_size -= len(dropped)
 
     async def fetch(self, tasks: Iterable[int]) -> dict[int, memoryview]:
-        """Return the stored bodies of tasks that have a stored outcome, by global number.
+        """Return the stored bodies of tasks and externals that have a stored outcome, by global number.
 
         One request brings a whole entry or a run of near ranges of a segment.
         """
+        own: list[int] = []
+        elsewhere: dict[RunId, dict[int, list[int]]] = {}
+        for task in tasks:
+            view, number = self.home(task)
+            if view is self:
+                own.append(task)
+            else:
+                elsewhere.setdefault(view.run, {}).setdefault(number, []).append(task)
+        found = await self._fetch(own)
+        for run, numbers in elsewhere.items():
+            bodies = await self.others[run].fetch(numbers)
+            found.update((task, bodies[number]) for number, tasks in numbers.items() for task in tasks)
+        return found
+
+    async def _fetch(self, tasks: Iterable[int]) -> dict[int, memoryview]:
         wanted: dict[tuple[ShardId, int | None, str], list[tuple[int, Span]]] = {}
         for task in tasks:
             outcome = self.outcome(task)

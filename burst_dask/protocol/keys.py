@@ -10,6 +10,7 @@
     s/<session>/code/<digest>                    code that workers put on their path: a zip
     s/<session>/differences/<digest>             how packages of some workers differ from the client's
     s/<session>/runs/<run>/plan                  written last: the run exists when it does
+    s/<session>/runs/<run>/names                 Dask keys of what was asked for, if too many for the plan
     s/<session>/runs/<run>/complete              somebody has seen that every task has its outcome
     s/<session>/runs/<run>/packs/<n>             shard records, one after another
     s/<session>/runs/<run>/log/<shard>/<n>       shard log
@@ -122,6 +123,10 @@ def run_prefix(run: RunId) -> str:
 
 def plan(run: RunId) -> str:
     return run_prefix(run) + "plan"
+
+
+def names(run: RunId) -> str:
+    return run_prefix(run) + "names"
 
 
 def complete(run: RunId) -> str:

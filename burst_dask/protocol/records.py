@@ -2,7 +2,8 @@
 
 `encode` and `decode` carry a record to and from the bytes of one object. Positions of tasks
 are local to the plan's shard (0 is its first task in `dask.order` order), also in shards that
-were split off it; *global* numbers count through the whole run.
+were split off it; *global* numbers count through the whole run. Behind the last of its tasks
+they go on with the run's *externals*: results of other runs of the session.
 """
 
 from __future__ import annotations
@@ -53,10 +54,12 @@ class ShardInfo(msgspec.Struct, frozen=True, array_like=True):
     place: Place
     #: plan numbers of the shards that its tasks depend on
     upstream: tuple[int, ...]
-    #: tasks that need nothing from other shards, not even through others
+    #: tasks that need nothing from other shards or runs, not even through others
     free: int
     #: tasks whose results were asked for
     outputs: int
+    #: positions in `Plan.externals` of what its tasks depend on
+    externals: tuple[int, ...] = ()
 
 
 class Plan(Record, frozen=True, tag="plan", kw_only=True):
@@ -73,6 +76,12 @@ class Plan(Record, frozen=True, tag="plan", kw_only=True):
     #: bytes of packs, for people
     size: int
     priority: int = 0
+    #: results of other runs that tasks depend on: run, global number there. Here, number i of them has the
+    #: global number ``tasks + i``
+    externals: tuple[tuple[RunId, int], ...] = ()
+    #: pickled list of the Dask keys of what was asked for, in the order of `outputs`; empty when that is long,
+    #: and lies in an object of its own (`keys.names`)
+    names: bytes = b""
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return the plan shard of the task with that global number, and its position there."""
@@ -84,6 +93,13 @@ class Plan(Record, frozen=True, tag="plan", kw_only=True):
             else:
                 high = middle
         return low, number - self.shards[low].first
+
+
+class Names(Record, frozen=True, tag="names", kw_only=True):
+    """What `Plan.names` is too small for."""
+
+    KIND = 8
+    keys: bytes
 
 
 class ShardRecord(Record, frozen=True, tag="shard", kw_only=True):
@@ -100,9 +116,9 @@ class ShardRecord(Record, frozen=True, tag="shard", kw_only=True):
     first: int
     #: pickled list of the Dask keys of the tasks
     keys: bytes
-    #: for each task, the global numbers of the tasks that it depends on, in ascending order
+    #: for each task, the global numbers of the tasks and externals that it depends on, in ascending order
     dependencies: tuple[tuple[int, ...], ...]
-    #: pickled dict, global number -> Dask key, of dependencies outside the shard
+    #: pickled dict, global number -> Dask key, of dependencies outside the shard, externals among them
     foreign_keys: bytes
     #: position -> plan numbers of the other shards that hold a dependent of it
     dependents: dict[int, tuple[int, ...]]

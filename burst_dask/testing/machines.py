@@ -18,12 +18,12 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import Manifest, Plan
 from burst_dask.protocol.session import SessionState
-from burst_dask.run import Watch
 from burst_dask.store import Counting, Retrying
 from burst_dask.submission import store_run
 from burst_dask.testing.bucket import EPOCH, Bucket, Connection, Network
 from burst_dask.testing.loop import Process, VirtualLoop
 from burst_dask.testing.work import Graph, SimulatedExecutor, Work
+from burst_dask.watching import Watch
 from burst_dask.worker.agent import Agent
 from burst_dask.worker.context import Context
 from burst_dask.worker.memory import Memory

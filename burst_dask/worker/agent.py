@@ -377,9 +377,10 @@ class Agent:
             self._session_news.set()  # idle workers look for new runs more often than busy ones
 
     def _announce(self, view: RunView) -> None:
-        """Tell the other holdings of a run that more is known of it."""
+        """Tell the other holdings of a run, and of runs that depend on it, that more is known of it."""
         for tender in self.tenders.values():
-            if tender.view is view and tender.holding.news():
+            concerned = tender.view is view or tender.view.others.get(view.run) is view
+            if concerned and tender.holding.news():
                 tender.stir()
         self.context.wake.set()
 
@@ -394,16 +395,12 @@ class Agent:
 def _call(holding: Holding, position: int) -> Call:
     table = holding.table
     number = table.first + position
-    inputs = []
-    for needed in table.dependencies[position]:
-        own = needed - table.first
-        inputs.append((table.keys[own] if own >= 0 else table.foreign_keys[needed], needed))
     return Call(
         position=position,
         number=number,
         key=table.keys[position],
         node=table.nodes[position],
-        inputs=tuple(inputs),
+        inputs=tuple((table.name(needed), needed) for needed in table.dependencies[position]),
         wanted=position in holding.wanted,
         used=bool(holding.uses.get(number)),
         attempt=holding.attempts[position],

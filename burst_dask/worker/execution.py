@@ -109,7 +109,7 @@ def open_table(record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
     dependents: list[list[int]] = [[] for _ in range(count)]
     for position, numbers in enumerate(record.dependencies):
         for number in numbers:
-            if number >= record.first:
+            if 0 <= number - record.first < count:
                 dependents[number - record.first].append(position)
     notes = record.annotations
     return TaskTable(

@@ -48,6 +48,11 @@ class TaskTable:
     def count(self) -> int:
         return len(self.nodes)
 
+    def name(self, number: int) -> Any:
+        """Return the Dask key of a task here, or of one elsewhere that a task here depends on."""
+        own = number - self.first
+        return self.keys[own] if 0 <= own < len(self.keys) else self.foreign_keys[number]
+
 
 def fits(need: Mapping[str, float], free: Mapping[str, float]) -> bool:
     """Tell whether what is free of each resource covers what a task needs."""

@@ -297,24 +297,25 @@ class Tender:
             pause = policy.patience(context.clock.monotonic() - since, settings.wait_poll_min, settings.wait_poll_max)
             await wait_for(self.poll_changed, pause)
 
-    async def _look_at(self, targets: list[ShardId]) -> bool:
+    async def _look_at(self, targets: list[tuple[RunView, ShardId]]) -> bool:
         """Read on in the logs of `targets`; tell whether there was news."""
-        news = [await self.context.insist(partial(self.view.poll, shard)) for shard in targets]
+        news = [await self.context.insist(partial(view.poll, shard)) for view, shard in targets]
         return any(news)
 
-    def _awaited_shards(self) -> list[ShardId]:
+    def _awaited_shards(self) -> list[tuple[RunView, ShardId]]:
         """Return the shards to look at: for each waiting task, that of the first outcome it lacks.
 
         A task that waits for many needs all of them, so looking at one is enough for now.
         """
-        shards: list[ShardId] = []
+        shards: list[tuple[RunView, ShardId]] = []
         served: set[int] = set()
         for number in sorted(self.holding.awaited()):
             waiting = self.holding.waiting[number]
             if served.issuperset(waiting):
                 continue
             served.update(waiting)
-            shard = self.view.owner(number)[0].id
+            view, its_number = self.view.home(number)
+            shard = view, view.owner(its_number)[0].id
             if shard not in shards:
                 shards.append(shard)
             if len(shards) == POLL_SHARDS:

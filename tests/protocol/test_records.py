@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +20,12 @@ from burst_dask.protocol.records import (
     Location,
     Logs,
     Outcomes,
+    Place,
+    Plan,
     Printed,
     Release,
     ShardIndex,
+    ShardInfo,
     Split,
     Takeover,
     TaskOutput,
@@ -107,6 +111,49 @@ def test_any_truncation_is_noticed(entry: Entry, data: st.DataObject) -> None:
     good = encode(entry)
     with pytest.raises(CorruptObject, match="the-name"):
         decode(Entry, "the-name", good[: data.draw(st.integers(0, len(good) - 1))])
+
+
+plans = st.builds(
+    Plan,
+    run=names,
+    tasks=positions,
+    shards=st.lists(
+        st.builds(
+            ShardInfo,
+            positions,
+            positions,
+            st.builds(Place, positions, positions, positions),
+            st.lists(positions, max_size=3).map(tuple),
+            positions,
+            positions,
+            st.lists(positions, max_size=3).map(tuple),
+        ),
+        max_size=3,
+    ).map(tuple),
+    outputs=st.binary(max_size=9),
+    created=st.floats(0, 1e9),
+    size=positions,
+    priority=st.integers(-9, 9),
+    externals=st.lists(st.tuples(names, st.integers(0, 10**9)), max_size=4).map(tuple),
+    names=st.binary(max_size=9),
+)
+
+
+@given(plans)
+def test_a_plan_survives_its_bytes(plan: Plan) -> None:
+    assert decode(Plan, "p", encode(plan)) == plan
+
+
+def test_a_plan_without_externals_is_written_and_read_as_before_there_were_any() -> None:
+    old = msgspec.defstruct(
+        "Plan",
+        [("run", str), ("tasks", int), ("shards", tuple), ("outputs", bytes), ("created", float), ("size", int)],
+        tag="plan",
+    )(run="s.r", tasks=1, shards=((0, 1, (0, 0, 9), (), 1, 1),), outputs=b"", created=0.0, size=9)
+    data = frames.pack(Plan.KIND, msgspec.msgpack.encode(old))
+    plan = decode(Plan, "p", data)
+    assert plan.externals == () and plan.shards == (ShardInfo(0, 1, Place(0, 0, 9), (), 1, 1),)
+    assert b"externals" not in frames.unpack("p", Plan.KIND, encode(plan))[0]
 
 
 def test_another_kind_of_record_is_refused() -> None:
