@@ -34,7 +34,7 @@ from burst_dask.protocol.records import Manifest, Scale
 from burst_dask.protocol.session import SessionState
 from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.run import Run, run_status
-from burst_dask.store import Store, open_store, requests_of
+from burst_dask.store import Hedging, Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
 from burst_dask.tasklogs import TaskLog
 from burst_dask.worker.memory_watch import processors
@@ -426,10 +426,21 @@ def _check_workers(workers: int | None, fleet: str | None) -> int | None:
 
 def _open(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
     if isinstance(store, str | os.PathLike) or store is None:
-        return open_store(store, **options)
+        opened = open_store(store, **options)
+        # A person waits here, and of many reads of a remote store some are slow.
+        return Hedging(opened) if _is_remote(opened.url) else opened
     if options:
         raise ConfigError(f"{', '.join(options)}: an open store takes no options")
     return store
+
+
+def _is_remote(url: str) -> bool:
+    """Tell whether reads go over a network.
+
+    >>> _is_remote("s3://bucket/prefix"), _is_remote("file:///data"), _is_remote("slow+file:///data")
+    (True, False, True)
+    """
+    return not url.startswith(("file://", "memory://"))
 
 
 def _fleet_here(link: Link) -> Fleet:

@@ -27,7 +27,7 @@ STRAGGLER_FACTOR = 3.0
 NEARLY = 1.5
 #: Times a second that all idle workers together look for work: with a handful of requests each that is
 #: well below what one prefix takes (5,500 GET a second).
-TOGETHER = 250
+TOGETHER = 160
 #: Longest pause between two tries of a task, in seconds.
 RETRY_LONGEST = 60.0
 #: Finished results of this many bytes are committed without waiting for more.
@@ -109,7 +109,7 @@ def in_turn(low: float, workers: int) -> float:
     finds it for all, and one prefix of the store takes no more than a few thousand requests a second.
 
     >>> in_turn(1.0, 8), in_turn(1.0, 10_000)
-    (1.0, 40.0)
+    (1.0, 62.5)
     """
     return max(low, workers / TOGETHER)
 
@@ -120,7 +120,7 @@ def between_judgements(heartbeat: float, workers: int) -> float:
     Nothing dies faster than heartbeats come. A listing of many takes many requests, at 1,000 each.
 
     >>> between_judgements(10.0, 100), between_judgements(10.0, 10_000)
-    (10.0, 400.0)
+    (10.0, 625.0)
     """
     return max(heartbeat, in_turn(0.0, workers) * -(-workers // 1000))
 
