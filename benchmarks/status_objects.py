@@ -355,6 +355,7 @@ def main() -> None:
     parser.add_argument("--each-request", action="store_true", help="simulate each GET of a scan, and 503s, by itself")
     parser.add_argument("--first-page", action="store_true", help="list the first 1,000 statuses only, as staRburst")
     parser.add_argument("--stored", action="store_true", help="status objects: all tasks are submitted beforehand")
+    parser.add_argument("--only", choices=["shard logs", "status objects"], help="simulate one of the two")
     parser.add_argument("--per-shard", type=int, help="default: as a graph is cut")
     parser.add_argument("--boot", choices=["fargate", "at-once"], default="fargate")
     parser.add_argument("--seed", type=int, default=0)
@@ -362,6 +363,8 @@ def main() -> None:
     share_plans()
     columns: dict[str, Any] = {}
     for name, simulate in (("shard logs", ours), ("status objects", theirs)):
+        if arguments.only not in (None, name):
+            continue
         began = time.perf_counter()
         columns[name] = simulate(arguments)
         print(f"{name}: simulated in {time.perf_counter() - began:.0f} s", flush=True)
