@@ -62,8 +62,9 @@ class Hedging:
             after = page[-1].key
 
     async def _page(self, prefix: str, after: str) -> Sequence[Meta]:
-        pages = self.inner.list(prefix, after=after)
-        return await anext(pages, ())
+        async for page in self.inner.list(prefix, after=after):
+            return page
+        return ()
 
     async def _hedged(self, read: Callable[[], Awaitable[T]]) -> T:
         first = asyncio.ensure_future(read())
