@@ -282,7 +282,9 @@ class RunView:
 
     def open_shards(self) -> list[ShardId]:
         """Return the touched shards that are not known to be complete."""
-        return sorted(shard for shard in self._touched if not self._is_complete(shard) and self._parent_known(shard))
+        # Of a child shard that was read before it was listed no listing of folders need tell again.
+        known = self._touched | self.shards.keys()
+        return sorted(shard for shard in known if not self._is_complete(shard) and self._parent_known(shard))
 
     def hear(self, shard: ShardId, next: int) -> None:
         """Take in that a shard has `next` entries at least: reading on begins with the last of them."""
