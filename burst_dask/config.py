@@ -8,7 +8,7 @@ import msgspec
 
 from burst_dask.errors import ConfigError
 
-_MAY_BE_ZERO = {"worker_price"}
+_MAY_BE_ZERO = {"retry_delay", "worker_price"}
 _MAY_BE_NONE = {"session_timeout", "absolute_timeout"}
 
 
@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     release_grace: float = 1.0
     #: how many workers a task may lose, alone, before its outcome is WorkerLost
     lost_workers: int = 3
+    #: pause before a task that failed is tried again, if it may be (`retries`); doubles with each try, up to a
+    #: minute: most of what goes away by itself (throttling, a connection) has by then. 0 tries at once
+    retry_delay: float = 1.0
     #: bytes; None divides the machine's memory by its workers. Past 0.95 of it a worker is replaced
     memory_limit: int | None = None
     #: fraction of the memory limit beyond which results are spilled to disk

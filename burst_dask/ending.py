@@ -15,8 +15,8 @@ from burst_dask.submission import numbers
 #: Seconds between looks at workers that have been told to end.
 ENDING_POLL = 0.5
 #: What a cleanup that keeps the outputs keeps besides segments that hold them: logs and plans lead to them, what
-#: workers wrote of themselves tells the cost.
-_KEPT = ("/log/", "/plan", "/names", "/workers/")
+#: workers wrote of themselves tells the cost, and what tasks have printed belongs to their outcomes.
+_KEPT = ("/log/", "/logs/", "/plan", "/names", "/workers/")
 
 
 async def extend(link: Link, seconds: float) -> float | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -13,13 +12,16 @@ import dask
 from dask._expr import FinalizeCompute
 from dask.base import collections_to_expr, unpack_collections
 from dask.core import flatten
-from dask.utils import parse_bytes, shorten_traceback
+from dask.utils import shorten_traceback
 
 from burst_dask import link as links
-from burst_dask import sync
+from burst_dask import sync, tasklogs
+from burst_dask.arguments import check_count, check_workers, size, split
+from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
-from burst_dask.config import Settings
 from burst_dask.ending import close, delete, extend, incomplete
+from burst_dask.environment.packing import pack
+from burst_dask.environment.versions import own_versions
 from burst_dask.errors import ConfigError, StoreUnavailable
 from burst_dask.finding import find, open_run
 from burst_dask.fleet.base import Fleet
@@ -34,17 +36,12 @@ from burst_dask.protocol.session import SessionState
 from burst_dask.report import SessionStatus
 from burst_dask.run import Run
 from burst_dask.statuses import session_status
-from burst_dask.store import Store, open_store, requests_of
+from burst_dask.store import Hedging, Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
-from burst_dask.worker.memory_watch import processors
-from burst_dask.worker.process import own_versions
-
-_BRING_YOUR_OWN = (
-    "with fleet=None the session starts no workers, and you bring your own: burst worker --session ID --store URL"
-)
+from burst_dask.tasklogs import TaskLog
 
 
-class Session:
+class Session(Calling):
     """A named place in a store, with its workers and its runs; Dask takes it as a scheduler.
 
     Parameters
@@ -66,6 +63,11 @@ class Session:
         given by name as well.
     name
         Shown to people; any text. `attach` takes it in the place of the id while no other session has it.
+    code
+        Local packages and modules that tasks import, such as ``["src/mypkg", "helpers.py"]``: workers get
+        them as they are now.
+    packages
+        What workers install with pip before they start, such as ``["rasterio>=1.3"]``.
     progress
         Whether waiting shows a progress bar; None: on a terminal and in a notebook.
     **settings
@@ -105,11 +107,14 @@ class Session:
         fleet: str | None = "local",
         endpoint_url: str | None = None,
         name: str | None = None,
+        code: Sequence[str | os.PathLike[str]] = (),
+        packages: Sequence[str] = (),
         progress: bool | None = None,
         **settings: Any,
     ) -> None:
-        options, checked = _split(settings | _size(cpu, memory, settings), endpoint_url)
-        wanted = _check_workers(workers, fleet)
+        options, checked = split(settings | size(cpu, memory, settings), endpoint_url)
+        wanted = check_workers(workers, fleet)
+        packed = pack(code, packages)
         opened = _open(store, options)
         clock, entropy = SystemClock(), Entropy()
         manifest = Manifest(
@@ -119,12 +124,13 @@ class Session:
             host=platform.node(),
             versions=own_versions(),
             settings=checked.to_dict(),
+            environment=packed.environment,
         )
         author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
         self._link = Link(opened, manifest, checked, author, SessionState())
         self._progress = progress
         self._entered: list[dask.config.set] = []
-        sync.run(links.create(self._link, wanted))
+        sync.run(links.create(self._link, wanted, packed.archive))
         if wanted is not None:
             self._start(wanted)
 
@@ -171,8 +177,19 @@ class Session:
 
     def status(self) -> SessionStatus:
         """Return the state of the session and of all its runs, never with a request for each task."""
+        self.flush()
 
         return sync.run(session_status(self._link))
+
+    def logs(self, worker: str | None = None) -> list[TaskLog]:
+        """Return what tasks of all runs have printed, in order of time; see `Run.logs`.
+
+        Parameters
+        ----------
+        worker
+            Only what was printed on the worker of that id.
+        """
+        return sync.run(tasklogs.of_session(self._link, worker))
 
     # ------------------------------------------------------------------ submitting
 
@@ -186,7 +203,7 @@ class Session:
         traverse, optimize_graph
             As of `dask.compute`.
         **keywords
-            ``priority``, ``retries`` and ``resources``, as of `get`.
+            ``priority``, ``retries``, ``retry_on``, ``task_timeout`` and ``resources``, as of `get`.
 
         Examples
         --------
@@ -216,8 +233,10 @@ class Session:
         keys
             A key, or nested lists of keys.
         **keywords
-            ``priority`` (int), ``retries`` (int) and ``resources`` (dict) for all tasks of the graph
-            that are not annotated otherwise. ``num_workers``, ``pool`` and ``chunksize`` say how a
+            ``priority`` (int), ``retries`` (int), ``retry_on`` (classes of exceptions after which a task is tried
+            again, or their names; any by default), ``task_timeout`` (seconds that a try of a task may take) and
+            ``resources`` (dict) for all tasks of the graph that are not annotated otherwise (the annotation of a
+            time limit is ``timeout``). ``num_workers``, ``pool`` and ``chunksize`` say how a
             scheduler in this process runs tasks and are without effect. All others are refused.
 
         Raises
@@ -244,6 +263,7 @@ class Session:
     __call__ = get
 
     def _submit(self, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Run:
+        self.flush()  # futures may be part of the graph
         plan = submit(self._link, graph, names, asked, repack)
         return Run(self._link, plan, attached=False, progress=self._progress)
 
@@ -257,8 +277,9 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Restore the former defaults; the session and its workers go on."""
+        """Restore the former defaults, and make what was submitted durable; the session and its workers go on."""
         self._entered.pop().__exit__(None, None, None)
+        self.flush()
 
     # ------------------------------------------------------------------ workers and the end
 
@@ -267,7 +288,7 @@ class Session:
 
         Fewer are had by letting all hand over their work and starting anew.
         """
-        _check_count(workers)
+        check_count(workers)
         if workers < 0:
             raise ConfigError(f"workers={workers}: must be 0 or more")
         link = self._link
@@ -283,6 +304,7 @@ class Session:
         if link.fleet.alive() > workers:
             link.fleet.stop()
         link.fleet.ensure(workers)
+        link.guard.renew()
 
     def extend(self, seconds: float = 3600.0) -> datetime | None:
         """Let the session last that much longer from now on, at least; it is never shortened.
@@ -327,12 +349,15 @@ class Session:
         """
         link = self._link
         if not force:
+            self.flush()
             busy = sync.run(incomplete(link))
             if busy:
                 raise ConfigError(
                     f"session {self.id} still works on {', '.join(busy)}; nothing was done. "
                     "Wait, cancel the runs, or cleanup(force=True), which also deletes the results"
                 )
+        if "_futures" in vars(self):
+            self._futures.close()
         sync.run(close(link))
         fleet = link.fleet or _fleet_here(link)
         fleet.remove()
@@ -397,72 +422,23 @@ def attach(
 # ---------------------------------------------------------------------------- arguments
 
 
-def _split(given: Mapping[str, Any], endpoint_url: str | None) -> tuple[dict[str, str], Settings]:
-    """Return the store's options, and the settings."""
-    fields = Settings.__struct_fields__
-    options = {} if endpoint_url is None else {"endpoint_url": endpoint_url}
-    for name, value in given.items():
-        if name in fields:
-            continue
-        if close := difflib.get_close_matches(name, fields, 1, 0.75):
-            raise ConfigError(f"there is no setting {name!r}; did you mean {close[0]!r}?")
-        options[name] = value
-    return options, Settings.of(**{name: value for name, value in given.items() if name in fields})
-
-
-def _check_workers(workers: int | None, fleet: str | None) -> int | None:
-    if fleet is None:
-        if workers is not None:
-            raise ConfigError(f"workers={workers} with fleet=None: {_BRING_YOUR_OWN}")
-        return None
-    if fleet != "local":
-        raise ConfigError(f"fleet={fleet!r}: must be 'local' or None; {_BRING_YOUR_OWN}")
-    if workers is None:
-        return processors()
-    _check_count(workers)
-    if workers < 1:
-        raise ConfigError(f"workers={workers}: a session needs at least 1; {_BRING_YOUR_OWN}")
-    return workers
-
-
-def _check_count(workers: int) -> None:
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        raise ConfigError(f"workers={workers!r}: must be a whole number")
-
-
-def _size(cpu: int | None, memory: str | int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that `cpu` and `memory` stand for.
-
-    >>> _size(4, "8GB", {})
-    {'threads': 4, 'memory_limit': 8000000000}
-    """
-    found: dict[str, Any] = {}
-    for name, value, setting in (("cpu", cpu, "threads"), ("memory", memory, "memory_limit")):
-        if value is None:
-            continue
-        if setting in settings:
-            raise ConfigError(f"{name}={value!r} and {setting}={settings[setting]!r} are the same setting: give one")
-        found[setting] = value
-    if cpu is not None and (isinstance(cpu, bool) or not isinstance(cpu, int) or cpu < 1):
-        raise ConfigError(f"cpu={cpu!r}: must be a whole number of threads for each worker, 1 or more")
-    if memory is not None:
-        try:
-            found["memory_limit"] = parse_bytes(memory)
-        except (ValueError, TypeError, AttributeError):
-            raise ConfigError(
-                f"memory={memory!r}: must be an amount of memory for each worker, such as '8GB' or '512MiB'"
-            ) from None
-        if found["memory_limit"] <= 0:
-            raise ConfigError(f"memory={memory!r}: must be more than 0")
-    return found
-
-
 def _open(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
     if isinstance(store, str | os.PathLike) or store is None:
-        return open_store(store, **options)
+        opened = open_store(store, **options)
+        # A person waits here, and of many reads of a remote store some are slow.
+        return Hedging(opened) if _is_remote(opened.url) else opened
     if options:
         raise ConfigError(f"{', '.join(options)}: an open store takes no options")
     return store
+
+
+def _is_remote(url: str) -> bool:
+    """Tell whether reads go over a network.
+
+    >>> _is_remote("s3://bucket/prefix"), _is_remote("file:///data"), _is_remote("slow+file:///data")
+    (True, False, True)
+    """
+    return not url.startswith(("file://", "memory://"))
 
 
 def _fleet_here(link: Link) -> Fleet:

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import NamedTuple
 
 from burst_dask.journal.view import RunView, Totals, in_parallel
-from burst_dask.link import Link, Spent, WorkersSeen
+from burst_dask.link import Link, Spent, WorkersSeen, notes
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, WorkerId
 from burst_dask.protocol.records import Beat, Ended, decode
-from burst_dask.report import RunStatus, SessionStatus, WorkersStatus
+from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.store import cost_of, requests_of
 
 #: Seconds of a worker's time that each task costs besides its own, for what the rest of a run will take
@@ -21,7 +21,7 @@ OVERHEAD = 160e-6
 class Workers(NamedTuple):
     """Who works for a session, and what all its workers ever had have spent."""
 
-    status: WorkersStatus
+    seen: WorkersSeen
     #: of those that are alive
     threads: int
     #: store requests by verb
@@ -49,7 +49,7 @@ async def survey_workers(link: Link, own: bool = True) -> Workers:
         requests.update(spent.requests)
     seconds = sum(spent.seconds for spent in everybody.values())
     return Workers(
-        status=seen.status,
+        seen=seen,
         threads=sum(everybody[worker].threads for worker in alive),
         requests=dict(requests),
         cost=cost_of(dict(requests)) + seconds / 3600 * link.settings.worker_price,
@@ -85,7 +85,7 @@ async def run_status(link: Link, view: RunView, workers: Workers, condition: str
     totals = view.totals()
     condition = condition or await link.condition()
     is_cancelled = view.run in link.state.cancelled
-    running = totals.reserved if totals.pending and condition == "open" and workers.status.alive else 0
+    running = totals.reserved if totals.pending and condition == "open" and workers.seen.status.alive else 0
     state = _state(totals, is_cancelled, condition)
     ended = link.clock.wall()
     if state not in ("pending", "running") and not running:
@@ -99,7 +99,7 @@ async def run_status(link: Link, view: RunView, workers: Workers, condition: str
         running=running,
         cancelled=totals.pending - running if is_cancelled else 0,
         elapsed=max(0.0, ended - view.plan.created),
-        workers=workers.status,
+        workers=workers.seen.status,
         remaining=_remaining(view, totals, workers) if state in ("pending", "running") else None,
         cost=workers.cost,
         size=view.plan.size + _stored(view),
@@ -150,9 +150,10 @@ async def session_status(link: Link, own: bool = True) -> SessionStatus:
         state=condition,
         created=link.manifest.created,
         time_left=None if deadline is None else max(0.0, deadline - link.wall()),
-        workers=workers.status,
+        workers=workers.seen.status,
         runs=tuple(run for run in runs if run is not None),
         settings=link.manifest.settings,
         cost=workers.cost,
         requests=workers.requests,
+        notes=await notes(link, workers.seen),
     )

@@ -11,6 +11,7 @@ from burst_dask.errors import ConfigError, UnknownId
 from burst_dask.journal import log
 from burst_dask.journal.view import SURVEY_PARALLEL, RunView, in_parallel
 from burst_dask.link import Link
+from burst_dask.lists import Story, StoryLine
 from burst_dask.protocol import keys, session, shard
 from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.records import (
@@ -24,7 +25,6 @@ from burst_dask.protocol.records import (
     Split,
     decode,
 )
-from burst_dask.report import Story, StoryLine
 from burst_dask.store import Span
 
 

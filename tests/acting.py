@@ -51,6 +51,11 @@ class Marks:
     def open(self, gate: str) -> None:
         (self.directory / gate).touch()
 
+    def wait_for(self, gate: str) -> None:
+        """Wait, in a task, until the test has opened that gate."""
+        while not (self.directory / gate).exists():
+            time.sleep(0.005)
+
 
 def start_worker(session: Session, processes: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
     """Start one worker as a container would."""

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# What tests of other folders play with, too: the stage of the agent, the contract of stores.
+sys.path.insert(0, str(Path(__file__).parent / "worker"))
+sys.path.insert(0, str(Path(__file__).parent / "store"))
 sys.path.insert(0, str(Path(__file__).parent))
 import servers
 from acting import Marks, children

@@ -20,6 +20,7 @@ from burst_dask import Session, attach, link, sync
 from burst_dask.errors import (
     ConfigError,
     CorruptObject,
+    EnvironmentFailed,
     FleetError,
     RunCancelled,
     UnstorableResult,
@@ -29,7 +30,8 @@ from burst_dask.errors import (
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.link import Link
 from burst_dask.protocol import keys
-from burst_dask.protocol.records import Ended, Manifest, Scale, decode, encode
+from burst_dask.protocol.keys import WorkerId
+from burst_dask.protocol.records import Beat, Ended, Manifest, Scale, decode, encode
 from burst_dask.store import open_store
 from burst_dask.submission import Asked
 
@@ -91,7 +93,7 @@ def test_the_result_is_what_dask_compute_returns(burst):
 
 
 def test_large_results_are_collected_in_portions(burst, monkeypatch):
-    monkeypatch.setattr("burst_dask.run.COLLECT_BYTES", 1_000_000)
+    monkeypatch.setattr("burst_dask.collecting.COLLECT_BYTES", 1_000_000)
     arrays = [dask.delayed(np.full)(100_000, n) for n in range(12)]
     found = dask.compute(*arrays, scheduler=burst)
     assert all(np.array_equal(array, np.full(100_000, n)) for n, array in enumerate(found))
@@ -202,7 +204,7 @@ def test_cancel(burst, gate):
 def test_a_client_sees_what_another_one_cancels(alone, monkeypatch):
     run = alone.compute(dask.delayed(1))
     attach(run.id, store=alone._link.store).cancel()
-    monkeypatch.setattr("burst_dask.run.policy.patience", lambda waited, low, high: 0.001)
+    monkeypatch.setattr("burst_dask.watching.policy.patience", lambda waited, low, high: 0.001)
     with pytest.raises(RunCancelled):
         run.wait(timeout=10)
 
@@ -281,6 +283,7 @@ class Refusing:
     ("reason", "error", "message"),
     [
         ("refused", VersionMismatch, "Python 3.1 here, 3.2 in the client"),
+        ("unprepared", EnvironmentFailed, "pip said: no such package"),
         ("died", FleetError, "killed by SIGILL"),
     ],
 )
@@ -291,6 +294,45 @@ def test_a_fleet_that_cannot_work_ends_the_wait(alone, monkeypatch, reason, erro
     alone._link.fleet = Refusing(alone._link, reason, message)
     with pytest.raises(error, match=message):
         run.wait(timeout=30)
+
+
+class OneAfterAnother:
+    """A fleet whose workers end unprepared, each when the next has come up."""
+
+    def __init__(self, link):
+        self.link = link
+        self.started = 0
+
+    def ensure(self, workers):
+        self.started += 1
+        self.end(self.started - 1)
+        name = WorkerId(f"w{self.started}")
+        beat = Beat(worker=name, host="h", pid=1, threads=1, started=0.0)
+        sync.run(self.link.store.put(keys.beat(self.link.session, name), encode(beat)))
+        return 1
+
+    def end(self, number):
+        name = WorkerId(f"w{number}")
+        record = Ended(worker=name, reason="unprepared", message="pip said: no", wrote=float(number))
+        sync.run(self.link.store.put(keys.ended(self.link.session, name), encode(record)))
+
+
+def test_workers_that_cannot_be_prepared_are_not_started_for_ever(alone, monkeypatch):
+    monkeypatch.setattr(link, "CHECK_FLEET_EVERY", 0.0)
+    alone._link.fleet = fleet = OneAfterAnother(alone._link)
+    sync.run(alone._link.append(Scale(1)))
+    guard = alone._link.guard
+    for _ in range(3):  # one is alive and may do better, but no others are started
+        sync.run(guard.check())
+        assert fleet.started == 1
+    fleet.end(1)
+    for _ in range(2):
+        with pytest.raises(EnvironmentFailed, match=r"could not be prepared for it\. The last one: pip said: no"):
+            sync.run(guard.check())
+    assert fleet.started == 1
+    guard.renew()  # somebody has called scale(…)
+    sync.run(guard.check())
+    assert fleet.started == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -356,7 +398,7 @@ def test_progress_is_shown_only_to_people():
 
 
 def test_progress_bar(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("burst_dask.run.SURVEY_EVERY", 0.01)
+    monkeypatch.setattr("burst_dask.watching.SURVEY_EVERY", 0.01)
     session = Session(open_store(f"memory://{tmp_path.name}"), workers=1, progress=True, wait_poll_min=0.005)
     assert session.get({"x": (sum, [1, 2])}, "x") == 3
     session.cleanup(force=True)
@@ -370,7 +412,7 @@ def test_progress_in_a_notebook(burst, monkeypatch):
     shell = type("ZMQInteractiveShell", (), {})()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    monkeypatch.setattr("burst_dask.run.SURVEY_EVERY", 0.0)
+    monkeypatch.setattr("burst_dask.watching.SURVEY_EVERY", 0.0)
     burst._progress = None
     burst.get({"x": (sum, [1, 2])}, "x")
     (run,) = burst._link.state.runs

@@ -49,7 +49,7 @@ def test_the_cost_of_workers(alone: Session) -> None:
     end(alone, "killed", wrote=now - 100, requests={})  # by its supervisor, which knows nothing of requests
     beat(alone, "works", started=now - 50, requests={"list": 2}, threads=4)
     seen = surveyed(alone)
-    assert (seen.status.alive, seen.threads) == (1, 4)
+    assert (seen.seen.status.alive, seen.threads) == (1, 4)
     assert seen.requests == {"put": 110, "get": 1000, "list": 2}
     seconds = 600 + 100 + 50
     assert seen.cost == pytest.approx(cost_of(seen.requests) + seconds / 3600 * 3.6, rel=0.01)

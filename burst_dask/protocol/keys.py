@@ -8,11 +8,15 @@
     s/<session>/clock                            written to read the store's clock
     s/<session>/workers/<worker>/beat            heartbeat, rewritten
     s/<session>/workers/<worker>/ended           the worker is gone, and why (create-only)
+    s/<session>/code/<digest>                    code that workers put on their path: a zip
+    s/<session>/differences/<digest>             how packages of some workers differ from the client's
     s/<session>/runs/<run>/plan                  written last: the run exists when it does
+    s/<session>/runs/<run>/names                 Dask keys of what was asked for, if too many for the plan
     s/<session>/runs/<run>/complete              somebody has seen that every task has its outcome
     s/<session>/runs/<run>/packs/<n>             shard records, one after another
     s/<session>/runs/<run>/log/<shard>/<n>       shard log
     s/<session>/runs/<run>/segments/<shard>/<s>  large results, one after another
+    s/<session>/runs/<run>/logs/<shard>/<s>      what the tasks of one entry have printed
 
 Entry numbers are zero-padded, so that a listing is in log order and its last key is the
 newest. A run id is ``<session>.<own part>``: it alone is enough to find the run.
@@ -70,6 +74,18 @@ def clock(session: SessionId) -> str:
     return f"s/{session}/clock"
 
 
+def code(session: SessionId, digest: str) -> str:
+    return f"s/{session}/code/{digest}"
+
+
+def differences(session: SessionId) -> str:
+    return f"s/{session}/differences/"
+
+
+def difference(session: SessionId, digest: str) -> str:
+    return differences(session) + digest
+
+
 def workers(session: SessionId) -> str:
     return f"s/{session}/workers/"
 
@@ -118,6 +134,10 @@ def plan(run: RunId) -> str:
     return run_prefix(run) + "plan"
 
 
+def names(run: RunId) -> str:
+    return run_prefix(run) + "names"
+
+
 def complete(run: RunId) -> str:
     return run_prefix(run) + "complete"
 
@@ -136,6 +156,10 @@ def shard_log(run: RunId, shard: ShardId) -> str:
 
 def segment(run: RunId, shard: ShardId, name: str) -> str:
     return f"{run_prefix(run)}segments/{shard}/{name}"
+
+
+def task_logs(run: RunId, shard: ShardId, name: str) -> str:
+    return f"{run_prefix(run)}logs/{shard}/{name}"
 
 
 def entry(log: str, number: int) -> str:

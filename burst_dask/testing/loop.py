@@ -115,6 +115,11 @@ class _Handle:
         return self.due
 
 
+def _given(context: contextvars.Context | None) -> contextvars.Context:
+    """Return the context that a caller gave, an empty one too, or that of the caller."""
+    return contextvars.copy_context() if context is None else context
+
+
 class Deadlock(RuntimeError):
     """Nothing is left to happen, and what was waited for has not happened."""
 
@@ -155,7 +160,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):  # what is not here raises NotImpl
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> _Handle:
-        handle = _Handle(self._now, callback, args, context or contextvars.copy_context())
+        handle = _Handle(self._now, callback, args, _given(context))
         self._ready.append(handle)
         return handle
 
@@ -169,7 +174,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):  # what is not here raises NotImpl
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> _Handle:
-        handle = _Handle(when, callback, args, context or contextvars.copy_context())
+        handle = _Handle(when, callback, args, _given(context))
         self._count += 1
         heapq.heappush(self._timers, (when, self._count, handle))
         return handle

@@ -118,7 +118,7 @@ class Scenario:
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
             submitter_dies=_deaths(entropy, storm),
             collector_dies=_deaths(entropy, storm),
-            slowness=entropy.choice([1.0, 1.0, 30.0]),
+            slowness=entropy.choice([1.0, 1.0, 30.0 if max(work.seconds for work in graph.work) < 5 else 4.0]),
             skew=entropy.choice([0.0, 1.0]),
             horizon=horizon,
         )

@@ -15,7 +15,8 @@ runs this very code.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from burst_dask.errors import StoreError
@@ -37,10 +38,13 @@ from burst_dask.worker.tender import CANCELLED, FORCED, UNFIT, Tender
 
 #: Seconds of work for one thread hop: the hop costs 0.1 ms, and a loop turn comes 20 times a second.
 BATCH_SECONDS = 0.05
-#: Why a worker ends that runs a task which nobody wants any more: its supervisor starts another one.
-KILLED = "killed"
 #: Another shard is looked for when less than this many seconds of work are left: a few requests' time.
 LOOK_AHEAD = 0.3
+#: Why a worker ends whose threads all run what was given up: who keeps it alive starts another.
+STUCK = "stuck"
+#: The same of one that runs a task of a run that was cancelled by force.
+KILLED = "killed"
+REPLACED = {STUCK, KILLED}
 
 
 class Agent:
@@ -141,6 +145,16 @@ class Agent:
             memory=self._memory() if self._memory else 0,
             requests=requests_of(context.store),
         )
+
+    @contextlib.asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Tell the store that this worker lives, also before it works."""
+        await self._renew()
+        heartbeat = asyncio.create_task(self._heartbeat())
+        try:
+            yield
+        finally:
+            heartbeat.cancel()
 
     async def _renew(self) -> None:
         context = self.context
@@ -248,7 +262,8 @@ class Agent:
         holdings = [t.holding for t in self.tenders.values() if not t.letting_go]
         if load.free and not any(holding.startable(load.free_resources()) for holding in holdings):
             return 0.0
-        return (sum(holding.remaining() for holding in holdings) + load.remaining()) / load.threads
+        remaining = sum(holding.remaining() for holding in holdings) + load.remaining()
+        return remaining / max(1, load.threads)
 
     def _dispatch(self) -> None:
         """Give every free thread a batch of ready tasks, of the most urgent run first."""
@@ -277,7 +292,10 @@ class Agent:
                 self._find_after = 0.0
         for ran in done:
             context.durations.end(table.kinds[ran.position], ran.seconds)
-            holding.finish(ran)
+            if holding.finish(ran):
+                self._spawn(self._try_again(tender, ran.position), self._batches)
+            if ran.stuck is not None:
+                self._lose_thread(ran.stuck)
         for position in batch[len(done) :]:
             context.durations.end(table.kinds[position], None)
             holding.give_back(position)
@@ -285,6 +303,26 @@ class Agent:
         for other in self.tenders.values():
             other.changed.set()  # a thread is free, for which they may reserve
         context.wake.set()
+
+    async def _try_again(self, tender: Tender, position: int) -> None:
+        context, holding = self.context, tender.holding
+        pause = policy.retry_pause(holding.attempts[position], context.settings.retry_delay)
+        await context.clock.sleep(pause * context.entropy.uniform(0.8, 1.2))
+        holding.rested(position)
+        tender.stir()
+        context.wake.set()
+
+    def _lose_thread(self, busy: asyncio.Future[Any]) -> None:
+        """A thread cannot be killed: do without it until it ends; without any, end, and be replaced."""
+        load = self.context.load
+        load.threads -= 1
+        busy.add_done_callback(self._regain_thread)
+        if load.threads == 0:
+            self.stop(STUCK, "all its threads run tasks that are past their time limits; its work was handed over")
+
+    def _regain_thread(self, _: asyncio.Future[Any]) -> None:
+        self.context.load.threads += 1
+        self.context.wake.set()
 
     # ------------------------------------------------------------------ shards
 
@@ -354,9 +392,10 @@ class Agent:
             self._session_news.set()  # idle workers look for new runs more often than busy ones
 
     def _announce(self, view: RunView) -> None:
-        """Tell the other holdings of a run that more is known of it."""
+        """Tell the other holdings of a run, and of runs that depend on it, that more is known of it."""
         for tender in self.tenders.values():
-            if tender.view is view and tender.holding.news():
+            concerned = tender.view is view or tender.view.others.get(view.run) is view
+            if concerned and tender.holding.news():
                 tender.stir()
         self.context.wake.set()
 
@@ -371,17 +410,14 @@ class Agent:
 def _call(holding: Holding, position: int) -> Call:
     table = holding.table
     number = table.first + position
-    inputs = []
-    for needed in table.dependencies[position]:
-        own = needed - table.first
-        inputs.append((table.keys[own] if own >= 0 else table.foreign_keys[needed], needed))
     return Call(
         position=position,
         number=number,
         key=table.keys[position],
         node=table.nodes[position],
-        inputs=tuple(inputs),
+        inputs=tuple((table.name(needed), needed) for needed in table.dependencies[position]),
         wanted=position in holding.wanted,
         used=bool(holding.uses.get(number)),
         attempt=holding.attempts[position],
+        timeout=table.timeouts.get(position),
     )

@@ -60,9 +60,10 @@ class BackupTender(Tender):
         context, holding = self.context, self.holding
         finished = holding.collect()
         finished.upstream.clear()
+        finished.tries.clear()
         finished.ran = {position: ran for position, ran in finished.ran.items() if not ran.failed}
         outgoing = Outgoing.of(finished, {}, context.settings)
-        await self._store_segment(outgoing)
+        await self._put_beside(outgoing)
         while self._open() and len(finished):
             shard = self.view.shard(holding.shard.id)
             outcomes, names = outgoing.outcomes(shard)

@@ -188,6 +188,19 @@ class Finder:
     def _upstream_complete(self, view: RunView, number: int) -> bool:
         return all(view.complete(upstream) for upstream in view.plan.shards[number].upstream)
 
+    async def _unblocked(self, view: RunView, number: int) -> bool:
+        """Tell whether all that a plan shard needs has an outcome; look for the first that it lacks of another run."""
+        if not self._upstream_complete(view, number):
+            return False
+        for external in view.plan.shards[number].externals:
+            task = view.plan.tasks + external
+            if view.outcome(task) is None:
+                other, its_number = view.home(task)
+                await self.context.insist(partial(other.poll, other.owner(its_number)[0].id))
+                if view.outcome(task) is None:
+                    return False
+        return True
+
     async def _claim_freed(self, view: RunView) -> Shard | None:
         """Claim a shard that its holder released, or that was split off and never claimed."""
         for shard in [*view.shards.values(), *self._unclaimed(view)]:
@@ -195,7 +208,7 @@ class Finder:
                 continue
             if self._leaves(view, shard):
                 continue
-            if shard.index.cause == BLOCKED and not self._upstream_complete(view, keys.root_number(shard.id)):
+            if shard.index.cause == BLOCKED and not await self._unblocked(view, keys.root_number(shard.id)):
                 continue
             # With suspects among its tasks, what to reserve is decided when they are known (rule 10).
             reserved = EMPTY if shard.index.strikes else self._first(shard.index.pending)

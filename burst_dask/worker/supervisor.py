@@ -8,7 +8,8 @@
 
 An agent that dies takes its worker id with it: the supervisor writes the `Ended` record that
 lets others take over its shards at once, and starts another agent under a new id. An agent
-that exits with 0 has ended in an orderly way (idle, closed, stopped) and is not replaced.
+that exits with 0 has ended in an orderly way (idle, closed, stopped) and is not replaced; one
+that asks for it by exiting with 4, is: it has handed over, and has threads that cannot be ended.
 
 The supervisor must outlive its agents, so it does little: it imports no Dask, opens the store
 only to report a death, and survives a store that cannot be written. Should it be killed all
@@ -44,10 +45,8 @@ log = logging.getLogger("burst_dask.supervisor")
 #: the module that an agent runs
 AGENT = "burst_dask.worker.process"
 
-#: exit codes of an agent and of the supervisor, see ``worker/README.md``
-ORDERLY, FAILED, USAGE, REFUSED = 0, 1, 2, 3
-#: what an agent exits with that ended so as to end a task: it has handed over, and another one is to be started
-RESTART = 4
+#: exit codes of an agent and of the supervisor, see ``worker/README.md``; the last one of an agent only
+ORDERLY, FAILED, USAGE, REFUSED, REPLACE = 0, 1, 2, 3, 4
 #: what an agent exits with when starting another one would change nothing
 _FINAL = {ORDERLY: "ended", USAGE: "did not understand its options", REFUSED: "refused the session"}
 
@@ -287,7 +286,8 @@ class Supervisor:
                 code = await self._run_one()
                 if code in _FINAL:
                     return code
-                if code == RESTART:
+                if code == REPLACE:  # no crash: it has worked until then
+                    deaths = 0
                     continue
                 deaths = deaths + 1 if self._clock.monotonic() - started < self.options.quick else 1
                 delay = restart_delay(deaths, self.options.give_up_after)
@@ -310,8 +310,8 @@ class Supervisor:
         code = await self._watch(child)
         if code in _FINAL:
             log.info("worker %s %s", child.worker, _FINAL[code])
-        elif code == RESTART:
-            log.info("worker %s ended, so as to end a task of a cancelled run", child.worker)
+        elif code == REPLACE:
+            log.info("worker %s is replaced: its threads run tasks that were given up", child.worker)
         else:
             self._tell(child, code)
         return code

@@ -9,11 +9,12 @@ from functools import partial
 from burst_dask import serialize
 from burst_dask.errors import CorruptObject, WorkerLost
 from burst_dask.journal import log
-from burst_dask.journal.view import RunView
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
+from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import ShardId
-from burst_dask.protocol.records import Action, Commit, Release
+from burst_dask.protocol.records import Action, Commit, Logs, Release, encode
 from burst_dask.protocol.shard import Phase, Shard
 from burst_dask.worker.context import Context, logger, wait_for
 from burst_dask.worker.holding import Holding
@@ -167,7 +168,7 @@ class Tender:
             # In a hurry, what would take long to store is left to be computed again.
             kept = await context.executor.dump(holding.only_here(), KEEP_BYTES if context.stopping else None)
         outgoing = Outgoing.of(holding.collect(), self._carried, context.settings, kept)
-        await self._store_segment(outgoing)
+        await self._put_beside(outgoing)
 
         def action(shard: Shard) -> Action:
             outcomes, names = outgoing.outcomes(shard)
@@ -179,13 +180,19 @@ class Tender:
 
         return await self._append(action, outgoing)
 
-    async def _store_segment(self, outgoing: Outgoing) -> None:
-        """Store the large results: durable before the entry that names them is written (rule 2)."""
+    async def _put_beside(self, outgoing: Outgoing) -> None:
+        """Make durable what the entry will name, before it is written (rule 2)."""
+        context, run, shard = self.context, self.view.run, self.holding.shard
+        name = f"{shard.next:05d}-{context.entropy.token()}"
+        objects: dict[str, list[Buffer]] = {}
         if outgoing.segment:
-            shard, context = self.holding.shard, self.context
-            outgoing.segment_name = f"{shard.next:05d}-{context.entropy.token()}"
-            key = keys.segment(self.view.run, shard.id, outgoing.segment_name)
-            await context.insist(lambda: context.store.put(key, outgoing.segment))
+            outgoing.segment_name = name
+            objects[keys.segment(run, shard.id, name)] = outgoing.segment
+        if outgoing.finished.outputs:
+            outgoing.logs_name = name
+            logs = Logs(worker=context.worker, tasks=tuple(outgoing.finished.outputs))
+            objects[keys.task_logs(run, shard.id, name)] = [encode(logs)]
+        await in_parallel(lambda key: context.insist(lambda: context.store.put(key, objects[key])), objects)
 
     async def _append(self, action: Callable[[Shard], Action], outgoing: Outgoing) -> bool:
         holding, context = self.holding, self.context
@@ -301,24 +308,25 @@ class Tender:
             pause = policy.patience(context.clock.monotonic() - since, settings.wait_poll_min, settings.wait_poll_max)
             await wait_for(self.poll_changed, pause)
 
-    async def _look_at(self, targets: list[ShardId]) -> bool:
+    async def _look_at(self, targets: list[tuple[RunView, ShardId]]) -> bool:
         """Read on in the logs of `targets`; tell whether there was news."""
-        news = [await self.context.insist(partial(self.view.poll, shard)) for shard in targets]
+        news = [await self.context.insist(partial(view.poll, shard)) for view, shard in targets]
         return any(news)
 
-    def _awaited_shards(self) -> list[ShardId]:
+    def _awaited_shards(self) -> list[tuple[RunView, ShardId]]:
         """Return the shards to look at: for each waiting task, that of the first outcome it lacks.
 
         A task that waits for many needs all of them, so looking at one is enough for now.
         """
-        shards: list[ShardId] = []
+        shards: list[tuple[RunView, ShardId]] = []
         served: set[int] = set()
         for number in sorted(self.holding.awaited()):
             waiting = self.holding.waiting[number]
             if served.issuperset(waiting):
                 continue
             served.update(waiting)
-            shard = self.view.owner(number)[0].id
+            view, its_number = self.view.home(number)
+            shard = view, view.owner(its_number)[0].id
             if shard not in shards:
                 shards.append(shard)
             if len(shards) == POLL_SHARDS:

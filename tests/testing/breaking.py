@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
+from stage import Stage, Task
 
 from burst_dask.clock import Entropy
 from burst_dask.journal import log
@@ -28,9 +27,6 @@ from burst_dask.protocol.records import (
 from burst_dask.protocol.shard import Shard
 from burst_dask.store import Store, open_store
 from burst_dask.testing.invariants import Violation, check_run
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "worker"))
-from stage import Stage, Task
 
 ROOT = keys.root_shard(0)
 #: a result of this size gets a segment

@@ -36,6 +36,7 @@ QUICK: dict[str, float] = {
     "session_poll": 0.1,
     "commit_interval": 0.2,
     "commit_interval_wanted": 0.05,
+    "retry_delay": 0.01,
 }
 
 
@@ -93,8 +94,12 @@ class Stage:
         cuts: Sequence[int] = (),
         outputs: Sequence[int] | None = None,
         annotations: dict[int, dict[str, Any]] | None = None,
+        externals: Sequence[tuple[RunId, int]] = (),
     ) -> RunView:
-        """Submit tasks, numbered in order, in plan shards that begin at 0 and at each of `cuts`."""
+        """Submit tasks, numbered in order, in plan shards that begin at 0 and at each of `cuts`.
+
+        Numbers behind the last task are those of `externals`.
+        """
         run = RunId(f"{self.session}.{self.entropy.token(6)}")
         starts = [0, *cuts]
         ends = [*cuts, len(tasks)]
@@ -106,10 +111,10 @@ class Stage:
             dependents: dict[int, set[int]] = {}
             for later, (_, needs) in enumerate(tasks):
                 for need in needs:
-                    if home[need] == number != home[later]:
+                    if home.get(need) == number != home[later]:
                         dependents.setdefault(need - first, set()).add(home[later])
-            foreign = {n for _, needs in tasks[first:end] for n in needs if n < first}
-            free = sum(1 for _, needs in tasks[first:end] if all(n >= first for n in needs))
+            foreign = {n for _, needs in tasks[first:end] for n in needs if not first <= n < end}
+            free = sum(1 for _, needs in tasks[first:end] if all(first <= n < end for n in needs))
             record = ShardRecord(
                 shard=number,
                 first=first,
@@ -127,8 +132,9 @@ class Stage:
             data = encode(record)
             place = Place(0, len(pack), len(pack) + len(data))
             pack += data
-            upstream = tuple(sorted({home[n] for n in foreign}))
-            infos.append(ShardInfo(first, end - first, place, upstream, free, len(record.outputs)))
+            upstream = tuple(sorted({home[n] for n in foreign if n in home}))
+            outer = tuple(sorted(n - len(tasks) for n in foreign if n not in home))
+            infos.append(ShardInfo(first, end - first, place, upstream, free, len(record.outputs), outer))
         plan = Plan(
             run=run,
             tasks=len(tasks),
@@ -136,6 +142,7 @@ class Stage:
             outputs=pickle.dumps(sorted(wanted_outputs)),
             created=0.0,
             size=len(pack),
+            externals=tuple(externals),
         )
         await self.store.put(keys.pack(run, 0), pack)
         await self.store.create(keys.plan(run), encode(plan))
