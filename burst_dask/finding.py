@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from burst_dask import link as links
-from burst_dask.errors import ConfigError, UnknownId
+from burst_dask.errors import ConfigError, CorruptObject, UnknownId
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import SURVEY_PARALLEL, RunView, in_parallel
 from burst_dask.link import Link, listed
@@ -14,17 +15,37 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId
 from burst_dask.protocol.records import Manifest, decode
 from burst_dask.report import when
-from burst_dask.store import Store
+from burst_dask.store import Meta, Store
 
 #: Sessions of one name that a message lists.
 CANDIDATES = 10
 
 
-async def manifests(store: Store) -> list[Manifest]:
-    """Return the manifests of all sessions in a store: a listing, and a read for each."""
-    names = [meta.key async for meta in listed(store, keys.SESSIONS)]
-    bodies = await in_parallel(store.get, names, SURVEY_PARALLEL)
-    return [decode(Manifest, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
+class There(NamedTuple):
+    """A session that a store holds."""
+
+    session: SessionId
+    #: of its manifest, in seconds since 1970 by the store's clock
+    modified: float
+    #: None when it cannot be read: it is damaged, or of a newer version
+    manifest: Manifest | None
+
+
+async def sessions_in(store: Store) -> list[There]:
+    """Return all sessions of a store: a listing, and a read for each. One that cannot be read hides no other."""
+
+    async def read(meta: Meta) -> There | None:
+        data = await store.get(meta.key)
+        if data is None:
+            return None
+        session = SessionId(meta.key.removeprefix(keys.SESSIONS))
+        try:
+            return There(session, meta.modified, decode(Manifest, meta.key, data))
+        except CorruptObject:
+            return There(session, meta.modified, None)
+
+    found = [meta async for meta in listed(store, keys.SESSIONS)]
+    return [one for one in await in_parallel(read, found, SURVEY_PARALLEL) if one is not None]
 
 
 async def find(store: Store, identifier: str, author: Author) -> Link:
@@ -41,8 +62,9 @@ async def find(store: Store, identifier: str, author: Author) -> Link:
         link = await links.attach(store, keys.session_of(identifier), author)
         if link is not None:
             return link
-    there = await manifests(store)
-    named = [manifest for manifest in there if manifest.name == identifier]
+    there = await sessions_in(store)
+    readable = [one.manifest for one in there if one.manifest is not None]
+    named = [manifest for manifest in readable if manifest.name == identifier]
     if len(named) > 1:
         named.sort(key=lambda manifest: -manifest.created)
         lines = [f"{manifest.session}, opened {when(manifest.created)} on {manifest.host}" for manifest in named]
@@ -54,7 +76,7 @@ async def find(store: Store, identifier: str, author: Author) -> Link:
         )
     if named and (link := await links.attach(store, named[0].session, author)) is not None:
         return link
-    known = [manifest.session for manifest in there] + [manifest.name for manifest in there if manifest.name]
+    known = [one.session for one in there] + [manifest.name for manifest in readable if manifest.name]
     session = keys.session_of(identifier) if keys.is_id(identifier) else identifier
     raise unknown(store, "session", session, known)
 

@@ -98,7 +98,7 @@ class SessionRow:
 
     id: str
     name: str | None
-    #: ``"open"``, ``"closed"`` or ``"expired"``
+    #: ``"open"``, ``"closed"`` or ``"expired"``; ``"unreadable"`` when it is damaged or of a newer version
     state: str
     #: seconds since 1970
     created: float

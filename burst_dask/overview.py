@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -10,8 +11,8 @@ from burst_dask import link as links
 from burst_dask import sync
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
-from burst_dask.errors import ConfigError
-from burst_dask.finding import manifests
+from burst_dask.errors import ConfigError, CorruptObject
+from burst_dask.finding import There, sessions_in
 from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import SURVEY_PARALLEL, in_parallel
@@ -26,6 +27,8 @@ from burst_dask.store import Store, open_store
 
 #: Sessions looked into at once; each may send dozens of requests at a time.
 _AT_ONCE = 8
+#: State of a session whose manifest or log is damaged, or written by a newer version.
+UNREADABLE = "unreadable"
 
 
 def list_sessions(
@@ -63,18 +66,18 @@ def list_sessions(
 async def _list(store: Store, details: int | None) -> SessionList:
     clock, entropy = SystemClock(), Entropy()
     author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
-    there = await manifests(store)
-    rows = await in_parallel(lambda manifest: _glance(store, manifest, author), there, SURVEY_PARALLEL)
+    there = await sessions_in(store)
+    rows = await in_parallel(lambda one: _row(store, one, author), there, SURVEY_PARALLEL)
     rows.sort(key=lambda row: -row.last_activity)
     left = float("inf") if details is None else details
-    for start in range(0, len(rows), _AT_ONCE):
+    readable = [number for number, row in enumerate(rows) if row.state != UNREADABLE]
+    for start in range(0, len(readable), _AT_ONCE):
         if left <= 0:
             break
-        links_here = await in_parallel(
-            lambda row: links.attach(store, SessionId(row.id), author), rows[start : start + _AT_ONCE]
-        )
+        numbers = readable[start : start + _AT_ONCE]
+        links_here = await in_parallel(lambda number: _attach(store, rows[number], author), numbers)
         chosen: dict[int, Link] = {}
-        for number, link in enumerate(links_here, start):
+        for number, link in zip(numbers, links_here, strict=True):
             if link is not None and len(link.state.runs) <= left:
                 chosen[number] = link
                 left -= max(1, len(link.state.runs))
@@ -82,6 +85,16 @@ async def _list(store: Store, details: int | None) -> SessionList:
         for number, row in zip(chosen, looked, strict=True):
             rows[number] = row
     return SessionList(store.url, sorted(rows, key=lambda row: -row.last_activity))
+
+
+async def _row(store: Store, one: There, author: Author) -> SessionRow:
+    """Look at a session; one that cannot be read is listed as such, so that somebody can see to it."""
+    if one.manifest is not None:
+        with contextlib.suppress(CorruptObject, ConfigError):  # damaged, or with settings of a newer version
+            Settings.of(**one.manifest.settings)
+            return await _glance(store, one.manifest, author)
+    name, host = (one.manifest.name, one.manifest.host) if one.manifest is not None else (None, "")
+    return SessionRow(one.session, name, UNREADABLE, created=one.modified, last_activity=one.modified, host=host)
 
 
 async def _glance(store: Store, manifest: Manifest, author: Author) -> SessionRow:
@@ -115,10 +128,20 @@ def _may_be_over(manifest: Manifest, opened: float, newest: float, author: Autho
     return deadline is not None and author.clock.wall() >= deadline
 
 
+async def _attach(store: Store, row: SessionRow, author: Author) -> Link | None:
+    """Return the link to a session, None when it is gone or an entry of its log is damaged."""
+    with contextlib.suppress(CorruptObject):
+        return await links.attach(store, SessionId(row.id), author)
+    return None
+
+
 async def _look_into(one: tuple[SessionRow, Link]) -> SessionRow:
-    """Return the row with all that a status tells."""
+    """Return the row with all that a status tells; as it is, if an object that tells it is damaged."""
     row, link = one
-    status = await session_status(link, own=False)
+    try:
+        status = await session_status(link, own=False)
+    except CorruptObject:
+        return row
     beats = await heartbeats(link.store, link.session)
     return dataclasses.replace(
         row,

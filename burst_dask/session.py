@@ -413,7 +413,7 @@ def attach(
     here = link.manifest.host == platform.node() and "memory://" not in link.store.url
     if here and link.workers and sync.run(link.condition()) == "open":
         link.fleet = _fleet_here(link)
-    if identifier == link.session or not keys.is_id(identifier) or "." not in identifier:
+    if "." not in identifier or keys.session_of(identifier) != link.session:  # a name may have a dot in it
         return Session._of(link, progress)
     view = sync.run(open_run(link, RunId(identifier)))
     return Run(link, view, attached=True, progress=progress)

@@ -57,12 +57,6 @@ def test_cleanup_passes_force_on(attached):
     assert attached == [("k3w9x2mq", None), True]
 
 
-def test_cleanup_of_a_run_names_its_session(attached):
-    shown = run("cleanup", "k3w9x2mq.7gfh2y")
-    assert shown.exit_code == 1 and "burst cleanup k3w9x2mq\n" in shown.output
-    assert attached == []
-
-
 def test_own_errors_are_one_message_and_exit_code_1(attached):
     shown = run("status", "nosuch")
     assert (shown.exit_code, shown.output) == (1, "Error: there is no session 'nosuch'; did you mean 'nosuck'?\n")

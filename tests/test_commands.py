@@ -102,6 +102,20 @@ def test_scale(session: Session, burst: Callable[..., Result]) -> None:
     assert (refused.exit_code, "is closed" in refused.output) == (1, True)
 
 
+def test_a_name_may_look_like_the_id_of_a_run(session: Session, burst: Callable[..., Result]) -> None:
+    dotted = Session(session.store, fleet=None, name="model.v2", progress=False)
+    assert attach("model.v2", store=session.store).id == dotted.id
+    assert burst("extend", "model.v2", "30d").output.startswith("model.v2 lasts until 20")
+    assert burst("cleanup", "model.v2").output == "model.v2 is cleaned up\n"
+
+
+def test_cleanup_of_a_run_names_its_session(session: Session, burst: Callable[..., Result]) -> None:
+    run = session.compute(dask.delayed(1))
+    refused = burst("cleanup", run.id, "--force")
+    assert refused.exit_code == 1 and f"burst cleanup {session.id}\n" in refused.output
+    assert run.status().total == 1  # nothing was done
+
+
 def test_cleanup(session: Session, burst: Callable[..., Result]) -> None:
     run = session.compute(dask.delayed(1))
     assert f"still works on {run.id}" in burst("cleanup", "nightly").output

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 
 import dask
+import msgspec
 import pytest
 from acting import ReadOnly
 
 from burst_dask import Session, attach, list_sessions, sync
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
-from burst_dask.errors import ConfigError
+from burst_dask.errors import ConfigError, UnknownId
 from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
-from burst_dask.protocol.records import Close, Extend, Manifest, Open, SessionAction, encode
+from burst_dask.protocol.records import Close, Extend, Manifest, Open, SessionAction, decode, encode
 from burst_dask.protocol.session import SessionState
 from burst_dask.store import Store, open_store, requests_of
 from burst_dask.worker.process import own_versions
@@ -91,6 +92,44 @@ def test_what_an_interrupted_cleanup_left(store: Store) -> None:
     assert row.state == "closed"
     attach(session.id, store=store).cleanup(force=True)
     assert list_sessions(store) == []
+
+
+async def rewrite(store: Store, session: str, **changes: object) -> None:
+    """Change the manifest of a session."""
+    key = keys.manifest(SessionId(session))
+    data = await store.get(key)
+    assert data is not None
+    await store.put(key, encode(msgspec.structs.replace(decode(Manifest, key, data), **changes)))
+
+
+def test_a_session_that_cannot_be_read_hides_no_other(store: Store) -> None:
+    good, newer, log_gone = (Session(store, fleet=None, name=name) for name in ("good", "newer", "damaged-log"))
+    good.compute(dask.delayed(1))
+    sync.run(rewrite(store, newer.id, settings={"setting_of_a_later_version": 1}))
+    sync.run(store.put(keys.SESSIONS + "garbage", b"not a manifest"))
+    sync.run(store.put(keys.entry(keys.session_log(SessionId(log_gone.id)), 0), b"not an entry"))
+    for details in (0, None):
+        rows = {row.id: (row.name, row.state) for row in list_sessions(store, details=details)}
+        assert rows == {
+            good.id: ("good", "open"),
+            newer.id: ("newer", "unreadable"),
+            log_gone.id: ("damaged-log", "unreadable"),
+            "garbage": (None, "unreadable"),
+        }
+    assert "unreadable" in str(list_sessions(store))
+    assert attach("good", store=store).id == good.id
+    with pytest.raises(UnknownId, match="did you mean garbage"):
+        attach("garbag", store=store)
+
+
+def test_a_damaged_run_leaves_its_session_in_the_list(store: Store) -> None:
+    session = Session(store, fleet=None, name="kept")
+    run = session.compute(dask.delayed(1))
+    sync.run(store.put(keys.plan(run.id), b"not a plan"))
+    (row,) = list_sessions(store)
+    assert (row.name, row.state, row.tasks) == ("kept", "open", None)
+    sync.run(store.put(keys.entry(keys.session_log(SessionId(session.id)), 0), b"not an entry"))
+    assert [row.name for row in list_sessions(store)] == ["kept"]  # its newest entry is as it should be
 
 
 @pytest.mark.parametrize("details", [-1, 2.5, "all", True])

@@ -46,12 +46,13 @@ def show(data: Any, table: Any, as_json: bool) -> None:
 
 def session_of(identifier: str, store: str | None, what: str) -> Any:
     """Return the session that is meant; refuse a run, of which `what` says why."""
-    from burst_dask import attach  # noqa: PLC0415 - imports Dask
+    from burst_dask import Run, attach  # noqa: PLC0415 - imports Dask
     from burst_dask.protocol import keys  # noqa: PLC0415
 
-    if keys.is_id(identifier) and (session := keys.session_of(identifier)) != identifier:
-        raise ConfigError(f"{identifier} is a run; {what} {session}")
-    return attach(identifier, store=store)
+    found = attach(identifier, store=store)
+    if isinstance(found, Run):  # which the id alone does not tell: a name may have a dot in it
+        raise ConfigError(f"{identifier} is a run; {what} {keys.session_of(identifier)}")
+    return found
 
 
 def run_of(identifier: str, store: str | None, what: str) -> Any:
