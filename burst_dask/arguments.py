@@ -8,9 +8,14 @@ from typing import Any
 
 from dask.utils import parse_bytes
 
-from burst_dask.config import Settings
+from burst_dask.config import LONGEST, Settings
 from burst_dask.errors import ConfigError
-from burst_dask.worker.memory_watch import processors
+from burst_dask.worker.memory_watch import format_bytes, processors
+
+#: Characters of a session's name at most.
+NAME_LENGTH = 200
+#: Bytes for each worker at least; one takes 41 MiB before its first task.
+LEAST_MEMORY = 64 << 20
 
 _BRING_YOUR_OWN = (
     "with fleet=None the session starts no workers, and you bring your own: burst worker --session ID --store URL"
@@ -50,6 +55,28 @@ def check_count(workers: int) -> None:
         raise ConfigError(f"workers={workers!r}: must be a whole number")
 
 
+def check_name(name: str | None) -> None:
+    """Raise unless `name` is one that people can read and type.
+
+    >>> check_name("nightly"), check_name(None)
+    (None, None)
+    """
+    if name is None:
+        return
+    if not isinstance(name, str):
+        raise ConfigError(f"name={name!r}: must be a text such as 'nightly', or None")
+    if not name or name != name.strip() or not name.isprintable() or len(name) > NAME_LENGTH:
+        raise ConfigError(
+            f"name={name!r}: must be a line of 1 to {NAME_LENGTH} characters without spaces around it, as 'nightly'"
+        )
+
+
+def check_seconds(what: str, seconds: float) -> None:
+    """Raise unless `seconds` is a time that a session can last; `what` names the argument."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
+        raise ConfigError(f"{what}={seconds!r}: must be a number of seconds, more than 0 and at most {LONGEST:g}")
+
+
 def size(cpu: int | None, memory: str | int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that `cpu` and `memory` stand for.
 
@@ -66,12 +93,23 @@ def size(cpu: int | None, memory: str | int | None, settings: Mapping[str, Any])
     if cpu is not None and (isinstance(cpu, bool) or not isinstance(cpu, int) or cpu < 1):
         raise ConfigError(f"cpu={cpu!r}: must be a whole number of threads for each worker, 1 or more")
     if memory is not None:
-        try:
-            found["memory_limit"] = parse_bytes(memory)
-        except (ValueError, TypeError, AttributeError):
-            raise ConfigError(
-                f"memory={memory!r}: must be an amount of memory for each worker, such as '8GB' or '512MiB'"
-            ) from None
-        if found["memory_limit"] <= 0:
-            raise ConfigError(f"memory={memory!r}: must be more than 0")
+        found["memory_limit"] = _bytes(memory)
     return found
+
+
+def _bytes(memory: str | int) -> int:
+    """Return an amount of memory in bytes, if a worker can live in it."""
+    try:
+        if isinstance(memory, bool) or not any(map(str.isdigit, str(memory))):  # "GB" would be one
+            raise ValueError
+        amount = int(parse_bytes(memory))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        raise ConfigError(
+            f"memory={memory!r}: must be an amount of memory for each worker, such as '8GB' or '512MiB'"
+        ) from None
+    if amount < LEAST_MEMORY:
+        raise ConfigError(
+            f"memory={memory!r} is {amount} bytes for each worker: must be {format_bytes(LEAST_MEMORY)} at least; "
+            "write it with its unit, such as '8GB'"
+        )
+    return amount

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -10,6 +11,8 @@ from burst_dask.errors import ConfigError
 
 _MAY_BE_ZERO = {"retry_delay", "worker_price"}
 _MAY_BE_NONE = {"session_timeout", "absolute_timeout"}
+#: Seconds that a session may be asked to last at most, 100 years: beyond, dates cannot be told.
+LONGEST = 100 * 365 * 86_400.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +115,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):
                 hint = "; None means no limit" if name in _MAY_BE_NONE else ""
                 raise ConfigError(f"{name}={value!r}: must be more than 0{hint}")
+            if not math.isfinite(value) or (name in _MAY_BE_NONE and value > LONGEST):
+                hint = f"at most {LONGEST:g} seconds; None means no limit" if name in _MAY_BE_NONE else "finite"
+                raise ConfigError(f"{name}={value!r}: must be {hint}")
         if self.lease < 2 * self.heartbeat:
             raise ConfigError(
                 f"lease={self.lease} is under two heartbeats of {self.heartbeat}: a single slow PUT would be a death"

@@ -97,7 +97,8 @@ async def open_run(link: Link, run: RunId) -> RunView:
 
 def unknown(store: Store, kind: str, identifier: str | SessionId, there: Iterable[str]) -> UnknownId:
     """Return the error that says that there is no such session or run, and what is spelled alike."""
-    close = difflib.get_close_matches(identifier, list(there), 3, 0.5)
+    as_written = {one.lower(): one for one in there}  # ids are in small letters, whoever typed them
+    close = [as_written[one] for one in difflib.get_close_matches(identifier.lower(), as_written, 3, 0.5)]
     hint = (
         f"did you mean {' or '.join(close)}?" if close else "it was cleaned up, or lies in another store: pass store="
     )

@@ -385,5 +385,9 @@ def check_timeout(timeout: float | None) -> None:
         ...
     burst_dask.errors.ConfigError: timeout=0: must be more than 0; None waits for as long as it takes
     """
-    if timeout is not None and not timeout > 0:
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise ConfigError(f"timeout={timeout!r}: must be a number of seconds; None waits for as long as it takes")
+    if not timeout > 0:
         raise ConfigError(f"timeout={timeout!r}: must be more than 0; None waits for as long as it takes")

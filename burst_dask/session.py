@@ -16,7 +16,7 @@ from dask.utils import shorten_traceback
 
 from burst_dask import link as links
 from burst_dask import sync, tasklogs
-from burst_dask.arguments import check_count, check_workers, size, split
+from burst_dask.arguments import check_count, check_name, check_seconds, check_workers, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.ending import close, delete, extend, incomplete
@@ -114,6 +114,7 @@ class Session(Calling):
     ) -> None:
         options, checked = split(settings | size(cpu, memory, settings), endpoint_url)
         wanted = check_workers(workers, fleet)
+        check_name(name)
         packed = pack(code, packages)
         opened = _open(store, options)
         clock, entropy = SystemClock(), Entropy()
@@ -326,8 +327,7 @@ class Session(Calling):
         ConfigError
             The session is closed, or would last beyond its `absolute_timeout`; nothing was changed.
         """
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
-            raise ConfigError(f"extend(seconds={seconds!r}): must be a number of seconds, more than 0")
+        check_seconds("extend: seconds", seconds)
         deadline = sync.run(extend(self._link, seconds))
         return None if deadline is None else datetime.fromtimestamp(deadline, tz=UTC)
 
@@ -405,8 +405,9 @@ def attach(
     (3,)
     >>> burst.cleanup(force=True)
     """
-    if not isinstance(identifier, str) or not identifier:
+    if not isinstance(identifier, str) or not identifier.strip():
         raise ConfigError(f"{identifier!r} is not the id of a run or session, such as 'k3w9x2mq.7gfh2y' or 'k3w9x2mq'")
+    identifier = identifier.strip()  # as it comes from a line that was copied
     entropy = Entropy()
     author = Author(WorkerId(f"client-{entropy.token(6)}"), SystemClock(), entropy)
     link = sync.run(find(_open(store, options), identifier, author))

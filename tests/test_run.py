@@ -156,6 +156,9 @@ def test_timeouts(alone):
     for wrong in (0, -1):
         with pytest.raises(ConfigError, match="more than 0"):
             run.wait(timeout=wrong)
+    for wrong in ("5", True, [1]):
+        with pytest.raises(ConfigError, match="must be a number of seconds; None waits"):
+            run.wait(timeout=wrong)
     assert not run.done()
 
 

@@ -6,6 +6,7 @@ Each test is one row of what a session can do, on a directory with real worker p
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -95,19 +96,32 @@ def test_create(sessions, place):
     [
         ({"memory": "8XB"}, "memory='8XB': must be an amount of memory for each worker, such as '8GB'"),
         ({"memory": "-1GB"}, "memory='-1GB'"),
+        ({"memory": 8}, "memory=8 is 8 bytes for each worker: must be 64.0 MiB at least; write it with its unit"),
+        ({"memory": "GB"}, "memory='GB': must be an amount of memory"),
+        ({"memory": True}, "memory=True: must be an amount of memory"),
+        ({"memory": float("inf")}, "memory=inf: must be an amount of memory"),
         ({"cpu": 0}, "cpu=0: must be a whole number of threads"),
         ({"cpu": 2, "threads": 2}, "are the same setting: give one"),
         ({"session_timeout": 0}, "session_timeout=0.0: must be more than 0; None means no limit"),
         ({"absolute_timeout": -5}, "absolute_timeout=-5.0: must be more than 0; None means no limit"),
         ({"idle_timeout": 0}, "idle_timeout=0.0: must be more than 0"),
         ({"session_timeout": "1h"}, "session_timeout"),
+        (
+            {"session_timeout": float("inf")},
+            "session_timeout=inf: must be at most 3.1536e+09 seconds; None means no limit",
+        ),
+        ({"idle_timeout": float("inf")}, "idle_timeout=inf: must be finite"),
+        ({"name": 5}, "name=5: must be a text such as 'nightly'"),
+        ({"name": ""}, "name='': must be a line of 1 to 200 characters"),
+        ({"name": "nightly\n"}, "must be a line of 1 to 200 characters without spaces around it"),
         ({"workers": "many"}, "workers='many': must be a whole number"),
         ({"sesion_timeout": 5}, "did you mean 'session_timeout'"),
     ],
 )
 def test_create_with_bad_input(place, asked, message):
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         Session(place, **asked)
+    assert list_sessions(place) == []  # what is refused leaves nothing
 
 
 # ---------------------------------------------------------------------------- status
@@ -161,6 +175,9 @@ def test_attach_with_a_wrong_id(sessions, place):
         attach(session.id[:-1], store=place)
     with pytest.raises(UnknownId, match="did you mean nightly"):
         attach("nightli", store=place)
+    with pytest.raises(UnknownId, match=f"did you mean {session.id}"):
+        attach(session.id.upper(), store=place)
+    assert attach(f" {session.id}\n", store=place).id == session.id  # as it comes from a line that was copied
 
 
 def test_two_sessions_of_one_name(sessions, place):
@@ -234,6 +251,11 @@ def test_nothing_moves_the_absolute_timeout(sessions):
     for nonsense in (0, -3, "1h", None, True, float("nan")):
         with pytest.raises(ConfigError, match="must be a number of seconds, more than 0"):
             session.extend(nonsense)
+    unlimited = sessions(fleet=None)
+    before = unlimited.status().time_left
+    with pytest.raises(ConfigError, match="at most"):
+        unlimited.extend(1e12)
+    assert unlimited.status().time_left <= before  # what is refused changes nothing
     assert sessions(fleet=None, session_timeout=None).extend(60) is None
 
 
