@@ -26,7 +26,7 @@ from burst_dask.statuses import session_status
 from burst_dask.store import Store, open_store
 
 #: Sessions looked into at once; each may send dozens of requests at a time.
-_AT_ONCE = 8
+_AT_ONCE = 25
 #: State of a session whose manifest or log is damaged, or written by a newer version.
 UNREADABLE = "unreadable"
 
