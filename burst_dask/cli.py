@@ -21,6 +21,9 @@ import click
 
 from burst_dask.errors import BurstError
 
+#: Exit code after Ctrl-C, as of shells: 128 and the number of SIGINT.
+INTERRUPTED = 130
+
 #: Where commands live. They are imported when they are called: a worker must start without what
 #: only the client needs.
 _COMMANDS = {
@@ -57,6 +60,8 @@ class _Group(click.Group):
             return super().invoke(context)
         except BurstError as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

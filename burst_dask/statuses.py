@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from burst_dask.journal.view import RunView, Totals, in_parallel
@@ -85,7 +86,7 @@ async def run_status(link: Link, view: RunView, workers: Workers, condition: str
     totals = view.totals()
     condition = condition or await link.condition()
     is_cancelled = view.run in link.state.cancelled
-    running = totals.reserved if totals.pending and condition == "open" and workers.seen.status.alive else 0
+    running = _running(view, workers.seen.alive) if totals.pending and condition == "open" else 0
     state = _state(totals, is_cancelled, condition)
     ended = link.clock.wall()
     if state not in ("pending", "running") and not running:
@@ -104,6 +105,13 @@ async def run_status(link: Link, view: RunView, workers: Workers, condition: str
         cost=workers.cost,
         size=view.plan.size + _stored(view),
     )
+
+
+def _running(view: RunView, alive: Iterable[WorkerId]) -> int:
+    """Return how many tasks are reserved by workers that live; what others had reserved waits to be taken over."""
+    living = frozenset(alive)
+    held = (shard.index for shard in view.shards.values() if shard.index.holder in living)
+    return sum(len(index.reserved - index.outcomes.all) for index in held)
 
 
 def _state(totals: Totals, is_cancelled: bool, condition: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,6 +178,17 @@ def status(state: str, completed: int, running: int = 0) -> RunStatus:
 def test_watch_survives_a_network_that_is_away() -> None:
     played = Played(status("pending", 0), StoreUnavailable("away"), status("running", 2, 1), status("done", 4))
     assert [seen.completed for seen in watching._statuses(played, NoTime(), 9.0)] == [0, 2, 4]
+
+
+def test_ctrl_c_ends_a_watch_with_130_and_not_the_run(session: Session) -> None:
+    run = session.compute(dask.delayed(1))
+    command = [sys.executable, "-m", "burst_dask.cli", "watch", run.id, "--store", session.store]
+    watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watch.stdout is not None and watch.stdout.readline().startswith(f"{run.id} pending")
+    watch.send_signal(signal.SIGINT)
+    _, complaint = watch.communicate(timeout=60)
+    assert (watch.returncode, complaint) == (130, "")
+    assert run.status().state == "pending"
 
 
 def test_watch_waits_for_running_tasks_of_a_cancelled_run() -> None:

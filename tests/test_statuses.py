@@ -8,13 +8,16 @@ from typing import cast
 import dask
 import pytest
 
-from burst_dask import Session, statuses, sync
-from burst_dask.clock import Entropy
+from burst_dask import Run, Session, statuses, sync
+from burst_dask.clock import Entropy, SystemClock
+from burst_dask.commands import watching
 from burst_dask.fleet.inprocess import InProcessFleet
+from burst_dask.journal import log
 from burst_dask.journal.view import RunView, Totals
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId
-from burst_dask.protocol.records import Beat, Cancel, Close, Ended, encode
+from burst_dask.protocol.records import Beat, Cancel, Claim, Close, Ended, encode
+from burst_dask.protocol.shard import Shard
 from burst_dask.report import WorkersStatus
 from burst_dask.statuses import OVERHEAD, Workers, survey_workers
 from burst_dask.store import cost_of
@@ -105,6 +108,36 @@ def test_states_of_a_run(alone: Session) -> None:
     sync.run(alone._link.append(Close()))
     assert left.status().state == "stopped"
     assert other.status().state == "done"
+
+
+def test_what_a_dead_worker_had_reserved_does_not_run(alone: Session) -> None:
+    run = alone._submit({("x", n): (abs, n) for n in range(4)}, [("x", n) for n in range(4)], Asked())
+    store, view = alone._link.store, run._view
+
+    async def claim(worker: str) -> None:
+        author = log.Author(WorkerId(worker), SystemClock(), Entropy())
+        shard = view.shard(keys.root_shard(0))
+        assert await log.append(store, run.id, log.prepare(shard, author, Claim(shard.index.pending))) is not None
+
+    now = alone._link.clock.wall()
+    beat(alone, "holder", started=now, requests={})
+    beat(alone, "other", started=now, requests={})
+    sync.run(claim("holder"))
+    reserved = len(sync.run(read_shard(run)).index.reserved)
+    status = run.status()
+    assert (status.state, status.running, status.pending) == ("running", reserved, 4 - reserved) and reserved
+    end(alone, "holder", wrote=now, requests={})
+    status = run.status()
+    assert (status.workers.alive, status.running, status.pending) == (1, 0, 4)
+    assert run.cancel()  # nobody takes the shard over any more, and nobody waits for what was reserved
+    status = run.status()
+    assert (status.state, status.running, status.cancelled) == ("cancelled", 0, 4)
+    assert watching._is_over(status)
+
+
+async def read_shard(run: Run) -> Shard:
+    await run._view.survey()
+    return run._view.shard(keys.root_shard(0))
 
 
 def test_the_rest_takes_as_long_as_what_was() -> None:
