@@ -17,16 +17,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from burst_dask import errors as errors
+    from burst_dask.collecting import TaskError as TaskError
+    from burst_dask.futures import Future as Future
+    from burst_dask.futures import as_completed as as_completed
+    from burst_dask.futures import wait as wait
     from burst_dask.run import Run as Run
     from burst_dask.session import Session as Session
     from burst_dask.session import attach as attach
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "Session", "__version__", "attach", "errors"]
+__all__ = ["Future", "Run", "Session", "TaskError", "__version__", "as_completed", "attach", "errors", "wait"]
 
 #: Imported when first used: workers import this package too, and need none of these.
-_MODULES = {"Run": "burst_dask.run", "Session": "burst_dask.session", "attach": "burst_dask.session"}
+_MODULES = {
+    "Future": "burst_dask.futures",
+    "Run": "burst_dask.run",
+    "Session": "burst_dask.session",
+    "TaskError": "burst_dask.collecting",
+    "as_completed": "burst_dask.futures",
+    "attach": "burst_dask.session",
+    "wait": "burst_dask.futures",
+}
 
 
 def __getattr__(name: str) -> Any:

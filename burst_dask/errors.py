@@ -17,6 +17,7 @@
     │   └── UnsupportedGraph        the graph needs something that workers do not share
     ├── TaskFailed              a task has an error as its outcome
     │   ├── WorkerLost              workers died whenever they ran it
+    │   ├── TaskTimeout             it ran for longer than its time limit
     │   ├── UnstorableResult        its result cannot be pickled
     │   └── RemoteTaskError         its own exception could not be carried over
     ├── RunCancelled            somebody cancelled the run
@@ -32,6 +33,8 @@ A message says what happened, what was kept, and what to do next.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class BurstError(Exception):
@@ -94,6 +97,10 @@ class WorkerLost(TaskFailed):
     """Workers died each time they ran the task (killed, out of memory, crashed in native code)."""
 
 
+class TaskTimeout(TaskFailed, TimeoutError):
+    """The task ran for longer than its time limit, and was given up."""
+
+
 class UnstorableResult(TaskFailed, TypeError):
     """A task's result cannot be pickled, and is needed outside of the worker that computed it."""
 
@@ -107,7 +114,15 @@ class RunCancelled(BurstError):
 
 
 class WaitTimeout(BurstError, TimeoutError):
-    """The time given to wait ran out. The run goes on, and nothing of it is lost."""
+    """The time given to wait ran out. The run goes on, and nothing of it is lost.
+
+    Attributes
+    ----------
+    results
+        What was done by then, if it was to be collected.
+    """
+
+    results: Any = None
 
 
 class FleetError(BurstError):

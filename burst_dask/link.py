@@ -6,8 +6,8 @@ import asyncio
 import functools
 import warnings
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
@@ -70,6 +70,8 @@ class Link:
     state: SessionState
     #: None when workers are started elsewhere
     fleet: Fleet | None = None
+    #: where the futures of this client are: Dask key -> run and global number there
+    futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
 
     @functools.cached_property
     def guard(self) -> Guard:
@@ -344,7 +346,7 @@ async def delete(link: Link, everything: bool) -> None:
     until = link.clock.monotonic() + link.settings.session_poll + link.settings.release_grace + link.settings.heartbeat
     while (await link.seen()).status.alive and link.clock.monotonic() < until:
         await link.clock.sleep(ENDING_POLL)
-    kept = () if everything else ("/log/", "/segments/", "/plan")
+    kept = () if everything else ("/log/", "/logs/", "/segments/", "/plan", "/names")
     log = keys.session_log(link.session)
     async for page in link.store.list(keys.session_prefix(link.session)):
         doomed = [meta.key for meta in page if not any(part in meta.key for part in kept)]

@@ -16,190 +16,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
-from burst_dask import report, sync
+from burst_dask import collecting, replaying, report, sync, tasklogs
+from burst_dask.collecting import Collected, Results
 from burst_dask.errors import (
     ConfigError,
-    ProtocolError,
-    RunCancelled,
     StoreAccessDenied,
     StoreError,
-    StoreUnavailable,
     WaitTimeout,
 )
-from burst_dask.journal.view import RunView, TaskOutcome
+from burst_dask.journal.view import RunView
 from burst_dask.link import Link
-from burst_dask.protocol import policy
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Attach, Cancel, Plan
-from burst_dask.protocol.shard import Phase
 from burst_dask.report import RunStatus, WorkersStatus
-from burst_dask.serialize import load_failure, loads
 from burst_dask.submission import numbers, unpack
-
-#: Seconds between surveys for a progress bar; each costs as much as a dozen looks or more.
-SURVEY_EVERY = 2.5
-#: Shards looked at without a pause, each of them because the one before was complete.
-LOOKS_AT_ONCE = 8
-#: Seconds between surveys while all shards looked at turn out complete.
-SURVEY_AGAIN = 5.0
-#: A failed output is noticed within so many seconds, or in three times the time it took to fail.
-FAILED_WITHIN = 10.0
-#: Bytes of results that are fetched together and decoded before the next are.
-COLLECT_BYTES = 64 << 20
-
-
-# ---------------------------------------------------------------------------- waiting
-
-
-class Watch:
-    """Looks for the outcomes of what was asked for, until all of them are known.
-
-    Attributes
-    ----------
-    pending : dict of int to list of int
-        Plan shard -> outputs in it without a known outcome.
-    failed : TaskOutcome or None
-        The first output that is known to have failed.
-    """
-
-    def __init__(self, link: Link, view: RunView, outputs: Iterable[int]) -> None:
-        self._link = link
-        self._view = view
-        self.pending: dict[int, list[int]] = {}
-        for output in sorted(set(outputs)):
-            self.pending.setdefault(view.plan.locate(output)[0], []).append(output)
-        self.failed: TaskOutcome | None = None
-        self._surveyed = 0.0
-        self._followed = 0.0
-        if view.shards:  # what is known already is not looked for again
-            self._advance(list(self.pending))
-
-    async def wait(self, *, to_first_failure: bool, update: report.Update | None, known: bool) -> None:
-        """Return when every output has an outcome, or, if asked, when one has failed.
-
-        Parameters
-        ----------
-        known
-            Whether something may have happened already, so that a survey pays first.
-        """
-        link, clock = self._link, self._link.clock
-        guard = link.guard
-        started = away_since = clock.monotonic()
-        if known:
-            await self._survey()
-        while self.pending and not (to_first_failure and self.failed):
-            waited = clock.monotonic() - started
-            await clock.sleep(policy.patience(waited, link.settings.wait_poll_min, link.settings.wait_poll_max))
-            try:
-                if await self._look(waited):
-                    guard.news()
-                await guard.check()
-                if self._survey_due(waited, shown=update is not None):
-                    self._surveyed = waited
-                    await self._survey()
-                if update is not None:
-                    totals = self._view.totals()
-                    update(totals.done, totals.failed, totals.total)
-                await self._follow(waited)
-                away_since = clock.monotonic()
-            except StoreUnavailable:
-                # A laptop that slept, a network that is gone for a while: the run goes on.
-                if clock.monotonic() - away_since > link.settings.idle_timeout:
-                    raise
-
-    async def _look(self, waited: float) -> bool:
-        """Look into the log of one shard that holds pending outputs, and the next if that is complete; tell of news."""
-        view = self._view
-        news = False
-        for _ in range(LOOKS_AT_ONCE):
-            if not self.pending:
-                break
-            # The last one: shards are claimed in order, so when it is complete most are, and few looks found
-            # something that did not end the wait.
-            number = max(self.pending)
-            shard = view.owner(self.pending[number][-1])[0].id
-            if not await view.poll(shard):
-                break
-            news = True
-            self._advance([number])
-            if view.shard(shard).phase is not Phase.COMPLETE:
-                break
-            # Where one shard is complete, others often are: one listing is less than a look at each.
-            if self.pending and waited - self._surveyed >= waited / 10:
-                self._surveyed = waited
-                await self._survey()
-        else:
-            if self.pending and waited - self._surveyed >= SURVEY_AGAIN:  # so many at once: the end is near
-                self._surveyed = waited
-                await self._survey()
-        return news
-
-    def _survey_due(self, waited: float, *, shown: bool) -> bool:
-        """Tell whether to look at all shards: for a progress bar, and for outputs that failed elsewhere."""
-        if shown:
-            return waited - self._surveyed >= SURVEY_EVERY
-        return len(self.pending) > 1 and waited >= max(FAILED_WITHIN, 3 * self._surveyed)
-
-    async def _survey(self) -> None:
-        await self._view.survey()
-        self._advance(list(self.pending))
-
-    def _advance(self, numbers: Iterable[int]) -> None:
-        """Strike off the outputs of these plan shards that have an outcome."""
-        for number in numbers:
-            left = []
-            for output in self.pending[number]:
-                outcome = self._view.outcome(output)
-                if outcome is None:
-                    left.append(output)
-                elif not outcome.done and self.failed is None:
-                    self.failed = outcome
-            if left:
-                self.pending[number] = left
-            else:
-                del self.pending[number]
-
-    async def _follow(self, waited: float) -> None:
-        """Look into the session log now and then: somebody may have cancelled the run."""
-        if waited - self._followed >= policy.patience(waited, 5.0, 30.0):
-            self._followed = waited
-            await self._link.follow()
-        if self.pending and self._view.run in self._link.state.cancelled:
-            raise _cancelled(self._view)
-
-
-def _cancelled(view: RunView) -> RunCancelled:
-    totals = view.totals()
-    return RunCancelled(
-        f"run {view.run} was cancelled with at least {totals.done} of its {totals.total} tasks done. "
-        "What was committed is kept until the session is cleaned up"
-    )
-
-
-# ---------------------------------------------------------------------------- the answer
-
-
-def _portions(view: RunView, tasks: Iterable[int]) -> Iterator[list[int]]:
-    """Yield tasks whose results lie together, so that each object is read once and memory is bounded."""
-    places = []
-    for task in set(tasks):
-        outcome = view.outcome(task)
-        if outcome is None or outcome.location is None:
-            raise ProtocolError(f"output {task} of run {view.run} has no stored result")
-        places.append((outcome.shard.id, outcome.location, task))
-    portion: list[int] = []
-    size = 0
-    for _, location, task in sorted(places):
-        portion.append(task)
-        size += location.end - location.start
-        if size >= COLLECT_BYTES:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion
+from burst_dask.tasklogs import TaskLog
+from burst_dask.watching import Watch
 
 
 class Run:
@@ -222,6 +57,7 @@ class Run:
         self._progress = progress
         #: whether this client has told the workers that it waits: who submits has
         self._announced = not attached
+        self._asked: collecting.Asked | None = None
         self.id: RunId = self._view.run
 
     def __repr__(self) -> str:
@@ -248,22 +84,138 @@ class Run:
         """
         self._wait(timeout, to_first_failure=False)
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None, on_error: collecting.OnError = "raise") -> Any:
         """Wait, and return what `dask.compute` would have returned.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits for as long as it takes.
+        on_error
+            ``"return"`` leaves a `TaskError` in the place of what failed.
 
         Raises
         ------
         Exception
             A task's own, with the traceback of the worker, as soon as an output is known to
-            have failed; the other tasks go on.
+            have failed; the other tasks go on. If the output itself did not run, a note on the
+            exception says so.
         WaitTimeout, RunCancelled, FleetError
             As from `wait`.
         """
-        watch = self._wait(timeout, to_first_failure=True)
-        if watch.failed is not None:
-            failure = load_failure(sync.run(self._cause(watch.failed)))
-            failure.reraise()
-        return self._collect()
+        collecting.check_on_error(on_error)
+        watch = self._wait(timeout, to_first_failure=on_error == "raise")
+        with self._detaching():
+            if on_error == "raise" and watch.failed is not None:
+                self._raise(watch.failed)
+            names = {} if watch.failed is None else sync.run(self._look()).keys
+            outputs = self._outputs()
+            collecting.warn_if_large([(self._view, outputs)])
+            values = dict(collecting.decoded(self._view, outputs, names))
+        return unpack(self._view.plan.outputs, values.__getitem__)
+
+    def collect(
+        self,
+        wait: bool = False,
+        timeout: float | None = None,
+        *,
+        since: str | Collected | None = None,
+        on_error: collecting.OnError = "return",
+    ) -> Collected:
+        """Return what is done so far, by Dask key and in the order in which it was asked for.
+
+        Parameters
+        ----------
+        wait
+            Whether to wait until all is done first.
+        timeout
+            Seconds to wait at most.
+        since
+            What an earlier `collect` returned, or its `token`, also in another process: only what is new
+            since then is returned.
+        on_error
+            ``"return"`` leaves a `TaskError` in the place of what failed; ``"raise"`` raises the first of them.
+
+        Raises
+        ------
+        WaitTimeout
+            The time is over. The error's `results` are what is done so far. The run goes on.
+
+        Examples
+        --------
+        >>> import dask
+        >>> from burst_dask import Session
+        >>> burst = Session("memory://collect-doctest", workers=1)
+        >>> run = burst.compute([dask.delayed(n, name=f"n-{n}") + 0 for n in range(2)])
+        >>> done = run.collect(wait=True)
+        >>> list(done.values()), done.pending
+        ([0, 1], 0)
+        >>> run.collect(since=done.token)
+        <Collected: 0 results, 0 of them errors; 0 pending>
+        >>> burst.cleanup(force=True)
+        """
+        collecting.check_on_error(on_error)
+        if wait:
+            try:
+                self._wait(timeout, to_first_failure=on_error == "raise")
+            except WaitTimeout as error:
+                error.results = self.collect(since=since)
+                raise
+        wanted = sync.run(self._look())
+        with self._detaching():
+            return collecting.collected([(self._view, wanted)], since, on_error)
+
+    def results(self) -> Results:
+        """Return what is done so far as a mapping that fetches each result when it is looked at."""
+        return Results(self._view, sync.run(self._look()))
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[tuple[Any, Any]]:
+        """Yield keys and results as they come, a `TaskError` for what failed.
+
+        Raises
+        ------
+        WaitTimeout
+            The time is over before all came.
+        """
+        check_timeout(timeout)
+        wanted = sync.run(self._look())
+        come: list[int] = []
+        watch = Watch(self._link, self._view, wanted.keys, come.append)
+        clock = self._link.clock
+        deadline = None if timeout is None else clock.monotonic() + timeout
+        while watch.pending or come:
+            if not come:
+                left = None if deadline is None else max(1e-3, deadline - clock.monotonic())
+                with self._detaching():
+                    sync.run(self._watch(watch, left, to_first_failure=False, update=None, to_news=True))
+            ready, come[:] = list(come), []
+            for task, value in collecting.decoded(self._view, ready, wanted.keys):
+                yield wanted.keys[task], value
+
+    def replay(self, key: Any) -> Any:
+        """Run a task of this run here, with its real inputs, as a plain call: a debugger sees all of it.
+
+        Of a task that did not run because another one failed, that other one is run. Inputs come from
+        the store; those that only a worker had in its memory are computed here again.
+
+        Parameters
+        ----------
+        key
+            Dask key of the task, such as `TaskError.key`.
+
+        Returns
+        -------
+        Any
+            What the task returns, if it does not fail here.
+
+        Raises
+        ------
+        UnknownId
+            There is no such task in the run.
+        Exception
+            The task's own: ``import pdb; pdb.post_mortem()`` stands where it was raised.
+        """
+        return sync.run(replaying.prepare(self._view, key))()
 
     def done(self) -> bool:
         """Tell whether everything that was asked for has an outcome, without waiting."""
@@ -284,6 +236,25 @@ class Run:
             return True
 
         return sync.run(cancel())
+
+    def logs(self, key: Any) -> TaskLog:
+        """Return what a task has printed, and its `logging` records: `str` of it is the text.
+
+        Of each try of the task the last 64 KB are kept, and are there when its worker is not. They come
+        with the outcome, or when another try follows. What a worker printed that died before, and what
+        subprocesses and native code write, is only in the worker's own log.
+
+        Parameters
+        ----------
+        key
+            The task's Dask key, or its text.
+
+        Raises
+        ------
+        UnknownId
+            The run has no such task; the message lists what is spelled alike.
+        """
+        return sync.run(tasklogs.of_task(self._view, key))
 
     def status(self) -> RunStatus:
         """Return how far the run is, at a few requests whatever its size."""
@@ -307,8 +278,22 @@ class Run:
             sync.run(self._watch(watch, timeout, to_first_failure, update))
         return watch
 
+    def _raise(self, task: int) -> NoReturn:
+        (found,) = collecting.decoded(self._view, [task], {} if self._is_cause(task) else sync.run(self._look()).keys)
+        found[1].reraise()
+        raise AssertionError  # for the type checker
+
+    def _is_cause(self, task: int) -> bool:
+        outcome = self._view.outcome(task)
+        return outcome is not None and outcome.cause == task
+
     async def _watch(
-        self, watch: Watch, timeout: float | None, to_first_failure: bool, update: report.Update | None
+        self,
+        watch: Watch,
+        timeout: float | None,
+        to_first_failure: bool,
+        update: report.Update | None,
+        to_news: bool = False,
     ) -> None:
         try:
             async with asyncio.timeout(timeout) as limit:
@@ -316,7 +301,9 @@ class Run:
                     self._announced = True
                     with contextlib.suppress(StoreAccessDenied):  # whoever may only read may still wait
                         await self._link.append(Attach(self._link.author.name))
-                await watch.wait(to_first_failure=to_first_failure, update=update, known=self._attached)
+                await watch.wait(
+                    to_first_failure=to_first_failure, update=update, known=self._attached, to_news=to_news
+                )
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -339,32 +326,12 @@ class Run:
             )
             raise
 
-    async def _cause(self, outcome: TaskOutcome) -> memoryview:
-        """Return the body of the failure that `outcome` comes from."""
-        view, cause = self._view, outcome.cause
-        if cause is None:
-            raise ProtocolError(f"a failed task of run {self.id} names no cause")
-        while (found := view.outcome(cause)) is None:
-            # Its entry was written before the one that names it.
-            if not await view.poll(view.owner(cause)[0].id):
-                raise ProtocolError(f"task {cause} of run {self.id} is named as a cause and has no outcome")
-        if found.location is None:
-            raise ProtocolError(f"the error of task {cause} of run {self.id} was not stored")
-        return (await view.fetch([cause]))[cause]
-
-    def _collect(self) -> Any:
-        """Fetch and decode, portion by portion; the next is on its way while one is decoded."""
-        view = self._view
-        values: dict[int, Any] = {}
-        with self._detaching():
-            coming = None
-            for portion in _portions(view, self._outputs()):
-                now, coming = coming, sync.start(view.fetch(portion))
-                if now is not None:
-                    values.update((task, loads(body)) for task, body in now.result().items())
-            if coming is not None:
-                values.update((task, loads(body)) for task, body in coming.result().items())
-        return unpack(view.plan.outputs, values.__getitem__)
+    async def _look(self) -> collecting.Asked:
+        """Bring the view up to date; return what was asked for."""
+        await self._view.survey()
+        if self._asked is None:
+            self._asked = await collecting.asked(self._view)
+        return self._asked
 
     def _abandon(self) -> None:
         """Cancel, as far as the store allows: nobody waits for the run any more."""

@@ -15,7 +15,8 @@ from dask.core import flatten
 from dask.utils import shorten_traceback
 
 from burst_dask import link as links
-from burst_dask import sync
+from burst_dask import sync, tasklogs
+from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
 from burst_dask.environment.packing import pack
@@ -33,8 +34,9 @@ from burst_dask.protocol.records import Manifest, Scale
 from burst_dask.protocol.session import SessionState
 from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.run import Run, run_status
-from burst_dask.store import Store, open_store, requests_of
+from burst_dask.store import Hedging, Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
+from burst_dask.tasklogs import TaskLog
 from burst_dask.worker.memory_watch import processors
 
 _BRING_YOUR_OWN = (
@@ -42,7 +44,7 @@ _BRING_YOUR_OWN = (
 )
 
 
-class Session:
+class Session(Calling):
     """A named place in a store, with its workers and its runs; Dask takes it as a scheduler.
 
     Parameters
@@ -172,6 +174,7 @@ class Session:
 
     def status(self) -> SessionStatus:
         """Return the state of the session and of all its runs, never with a request for each task."""
+        self.flush()
 
         async def look() -> SessionStatus:
             link = self._link
@@ -197,6 +200,16 @@ class Session:
 
         return sync.run(look())
 
+    def logs(self, worker: str | None = None) -> list[TaskLog]:
+        """Return what tasks of all runs have printed, in order of time; see `Run.logs`.
+
+        Parameters
+        ----------
+        worker
+            Only what was printed on the worker of that id.
+        """
+        return sync.run(tasklogs.of_session(self._link, worker))
+
     # ------------------------------------------------------------------ submitting
 
     def compute(self, *collections: Any, traverse: bool = True, optimize_graph: bool = True, **keywords: Any) -> Run:
@@ -209,7 +222,7 @@ class Session:
         traverse, optimize_graph
             As of `dask.compute`.
         **keywords
-            ``priority``, ``retries`` and ``resources``, as of `get`.
+            ``priority``, ``retries``, ``retry_on``, ``task_timeout`` and ``resources``, as of `get`.
 
         Examples
         --------
@@ -239,8 +252,10 @@ class Session:
         keys
             A key, or nested lists of keys.
         **keywords
-            ``priority`` (int), ``retries`` (int) and ``resources`` (dict) for all tasks of the graph
-            that are not annotated otherwise. ``num_workers``, ``pool`` and ``chunksize`` say how a
+            ``priority`` (int), ``retries`` (int), ``retry_on`` (classes of exceptions after which a task is tried
+            again, or their names; any by default), ``task_timeout`` (seconds that a try of a task may take) and
+            ``resources`` (dict) for all tasks of the graph that are not annotated otherwise (the annotation of a
+            time limit is ``timeout``). ``num_workers``, ``pool`` and ``chunksize`` say how a
             scheduler in this process runs tasks and are without effect. All others are refused.
 
         Raises
@@ -267,6 +282,7 @@ class Session:
     __call__ = get
 
     def _submit(self, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Run:
+        self.flush()  # futures may be part of the graph
         plan = submit(self._link, graph, names, asked, repack)
         return Run(self._link, plan, attached=False, progress=self._progress)
 
@@ -280,8 +296,9 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Restore the former defaults; the session and its workers go on."""
+        """Restore the former defaults, and make what was submitted durable; the session and its workers go on."""
         self._entered.pop().__exit__(None, None, None)
+        self.flush()
 
     # ------------------------------------------------------------------ workers and the end
 
@@ -317,12 +334,15 @@ class Session:
         """
         link = self._link
         if not force:
+            self.flush()
             busy = sync.run(incomplete(link))
             if busy:
                 raise ConfigError(
                     f"session {self.id} still works on {', '.join(busy)}; nothing was done. "
                     "Wait, cancel the runs, or cleanup(force=True), which also deletes the results"
                 )
+        if "_futures" in vars(self):
+            self._futures.close()
         sync.run(close(link))
         fleet = link.fleet or _fleet_here(link)
         fleet.remove()
@@ -406,10 +426,21 @@ def _check_workers(workers: int | None, fleet: str | None) -> int | None:
 
 def _open(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
     if isinstance(store, str | os.PathLike) or store is None:
-        return open_store(store, **options)
+        opened = open_store(store, **options)
+        # A person waits here, and of many reads of a remote store some are slow.
+        return Hedging(opened) if _is_remote(opened.url) else opened
     if options:
         raise ConfigError(f"{', '.join(options)}: an open store takes no options")
     return store
+
+
+def _is_remote(url: str) -> bool:
+    """Tell whether reads go over a network.
+
+    >>> _is_remote("s3://bucket/prefix"), _is_remote("file:///data"), _is_remote("slow+file:///data")
+    (True, False, True)
+    """
+    return not url.startswith(("file://", "memory://"))
 
 
 def _fleet_here(link: Link) -> Fleet:

@@ -14,17 +14,20 @@ import msgspec
 
 from burst_dask import sync
 from burst_dask.errors import BurstError, ConfigError, StoreUnavailable, UnpicklableTask
-from burst_dask.graph import ShardedGraph, materialize, unpack_outputs
+from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize, unpack_outputs
+from burst_dask.graph.shards import exceptions, seconds
 from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import AddRun, Plan, encode
+from burst_dask.protocol.records import AddRun, Names, Plan, encode
 
 #: Packs that are sent at once; with 8 to 16 MiB each this bounds the memory of submission.
 UPLOADS = 4
 #: Threads to cut for when nobody has said how many workers there will be.
 UNKNOWN_THREADS = 16
+#: Bytes of pickled keys that a plan, which every worker reads, may hold
+NAMES_INLINE = 32_768
 
 #: Takes the results of the collections, returns what `dask.compute` returns.
 Repack = Callable[[Any], Any]
@@ -47,22 +50,33 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
     StoreError
         The store failed. In both cases nothing was submitted.
     """
-    if link.state.closed:
-        raise ConfigError(f"session {link.session} is closed; open a new one with Session(…)")
-    dsk, annotations = materialize(graph, names)
+    check_open(link)
+    outside = Outside(link.session, link.futures)
+    dsk, annotations = materialize(graph, names, outside)
     asked.annotate(dsk, annotations)
-    run = RunId(f"{link.session}.{link.author.entropy.token(6)}")
-    threads = (link.workers or UNKNOWN_THREADS) * link.settings.threads
-    sharded = ShardedGraph.of(dsk, names, annotations, run=run, parallelism=threads)
+    sharded = shard(link, dsk, names, annotations, outside)
 
     def finish() -> Plan:
         plan = sharded.plan(created=link.clock.wall(), priority=asked.priority)
         return plan if repack is None else msgspec.structs.replace(plan, outputs=_dump_repack(plan.outputs, repack))
 
-    plan = sync.run(store_run(link, run, sharded.packs(), finish))
+    plan = sync.run(store_run(link, sharded.run, sharded.packs(), finish))
     if link.fleet is not None and link.workers:
         link.fleet.ensure(link.workers)
     return plan
+
+
+def check_open(link: Link) -> None:
+    """Raise `ConfigError` if the session takes no more work."""
+    if link.state.closed:
+        raise ConfigError(f"session {link.session} is closed; open a new one with Session(…)")
+
+
+def shard(link: Link, dsk: Mapping[Any, Any], names: Any, annotations: Annotations, outside: Outside) -> ShardedGraph:
+    """Order and cut a graph for the workers of a session, as a new run."""
+    run = RunId(f"{link.session}.{link.author.entropy.token(6)}")
+    threads = (link.workers or UNKNOWN_THREADS) * link.settings.threads
+    return ShardedGraph.of(dsk, names, annotations, run=run, parallelism=threads, externals=outside.found)
 
 
 async def store_run(
@@ -91,6 +105,10 @@ async def store_run(
                 sent.append(keys.pack(run, number))
                 under_way.append(group.create_task(store.put(sent[-1], body)))
         plan = await asyncio.to_thread(finish)
+        if len(plan.names) > NAMES_INLINE:
+            sent.append(keys.names(run))
+            await store.put(sent[-1], encode(Names(keys=plan.names)))
+            plan = msgspec.structs.replace(plan, names=b"")
         # Last, so that a run either is there whole or is not there (PROTOCOL.md rule 7).
         await store.put(keys.plan(run), encode(plan))
     except BaseException as error:
@@ -160,6 +178,10 @@ class Asked(NamedTuple):
     priority: int = 0
     retries: int = 0
     resources: Mapping[str, float] | None = None
+    #: seconds that a try of each task may take
+    task_timeout: float | None = None
+    #: exceptions, or names of such, after which a task may be tried again
+    retry_on: Any = None
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Asked:
@@ -177,16 +199,24 @@ class Asked(NamedTuple):
                 raise ConfigError(f"{name}={getattr(result, name)!r}: must be a whole number")
         if result.retries < 0:
             raise ConfigError(f"retries={result.retries}: must be 0 or more")
+        if result.task_timeout is not None:
+            seconds(result.task_timeout)
+        if result.retry_on is not None:
+            exceptions(result.retry_on)
         if result.resources is not None and not isinstance(result.resources, Mapping):
             raise ConfigError(f"resources={result.resources!r}: must be a dict such as {{'GPU': 1}}")
         return result
 
     def annotate(self, dsk: Mapping[Any, Any], annotations: dict[str, dict[Any, Any]]) -> None:
         """Note what was asked for with all tasks that are not annotated otherwise."""
-        if self.retries:
-            annotations["retries"] = dict.fromkeys(dsk, self.retries) | annotations.get("retries", {})
-        if self.resources:
-            annotations["resources"] = dict.fromkeys(dsk, self.resources) | annotations.get("resources", {})
+        for name, value in (
+            ("retries", self.retries or None),
+            ("resources", self.resources or None),
+            ("timeout", self.task_timeout),
+            ("retry_on", self.retry_on),
+        ):
+            if value is not None:
+                annotations[name] = dict.fromkeys(dsk, value) | annotations.get(name, {})
 
 
 #: How a scheduler in this process runs tasks; here the session's workers say that.

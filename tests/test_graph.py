@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,22 +14,25 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
-from dask._task_spec import Alias, DataNode, List, Task, TaskRef
+from dask._task_spec import Alias, DataNode, List, Task, TaskRef, fuse_linear_task_spec
 from dask.highlevelgraph import HighLevelGraph
+from dask.tokenize import tokenize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burst_dask.errors import GraphError, UnpicklableTask, UnsupportedGraph
+from burst_dask.errors import ConfigError, GraphError, UnpicklableTask, UnsupportedGraph
 from burst_dask.graph import (
     LargeConstantWarning,
     MissingKey,
+    Outside,
     ShardedGraph,
+    Stored,
     cut,
     materialize,
     unpack_outputs,
 )
 from burst_dask.protocol import frames, records
-from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.keys import RunId, SessionId
 from burst_dask.protocol.records import Plan, ShardRecord
 from burst_dask.worker.execution import open_table
 
@@ -281,6 +285,25 @@ def test_annotations_of_layers_and_of_the_moment() -> None:
     }
 
 
+def test_time_limits_and_exceptions_to_retry_on() -> None:
+    graph = HighLevelGraph.from_collections("a", {"x": (inc, 1)}, [])
+    graph.layers["a"].annotations = {"timeout": 5, "retry_on": OSError}
+    assert notes(*store(shard(graph, ["x"]))) == {"x": {"timeout": 5.0, "retry_on": ["builtins.OSError"]}}
+    with dask.annotate(retry_on=[ConnectionError, "mylib.Busy"]):  # names, so that workers need not import it
+        found = notes(*store(shard({"x": (inc, 1)}, ["x"])))
+    assert found == {"x": {"retry_on": ["builtins.ConnectionError", "mylib.Busy"]}}
+    with dask.annotate(retry_on=ConnectionError):
+        assert notes(*store(shard({"x": (inc, 1)}, ["x"]))) == {"x": {"retry_on": ["builtins.ConnectionError"]}}
+
+
+@pytest.mark.parametrize(
+    "bad", [{"timeout": 0}, {"timeout": "5"}, {"timeout": True}, {"retry_on": 3}, {"retry_on": int}]
+)
+def test_annotations_that_cannot_be_heeded_are_refused(bad: dict[str, Any]) -> None:
+    with dask.annotate(**bad), pytest.raises(ConfigError, match=f"{next(iter(bad))}="):
+        shard({"x": (inc, 1)}, ["x"])
+
+
 def test_annotations_of_a_high_level_graph() -> None:
     graph = HighLevelGraph.from_collections("a", {"x": (inc, 1)}, [])
     graph.layers["a"].annotations = {"retries": lambda key: 7}
@@ -464,3 +487,70 @@ def test_packs_are_made_one_at_a_time() -> None:
     assert made == list(dict.fromkeys(made))
     assert max(sizes) <= 16 << 20
     assert len(sizes) == 4
+
+
+# ---------------------------------------------------------------------------- results of other runs
+
+
+OTHER = RunId("session.other")
+
+
+def test_results_of_other_runs_get_the_numbers_behind_the_tasks() -> None:
+    outside = Outside(SessionId("session"), {"f": (OTHER, 7)})
+    graph = {
+        "s": Stored("s", OTHER, 3, "memory://x"),
+        "unused": Stored("unused", OTHER, 4, "memory://x"),
+        "a": Task("a", inc, TaskRef("s")),
+        "b": Task("b", operator.add, TaskRef("a"), TaskRef("f")),
+        "c": Task("c", inc, 1),
+    }
+    dsk, annotations = materialize(graph, ["b", "c"], outside)
+    assert set(dsk) == {"a", "b", "c"} and outside.found == {"s": (OTHER, 3), "f": (OTHER, 7)}
+    sharded = ShardedGraph.of(dsk, ["b", "c"], annotations, run=RUN, parallelism=1, externals=outside.found)
+    plan, packs = store(sharded)
+    assert sorted(plan.externals) == [(OTHER, 3), (OTHER, 7)]
+    place = {where: plan.tasks + i for i, where in enumerate(plan.externals)}
+    ((record, _),) = read(plan, packs)
+    table = open_table(record, [])
+    needs = dict(zip(table.keys, table.dependencies, strict=True))
+    assert needs["a"] == (place[OTHER, 3],) and place[OTHER, 7] in needs["b"] and needs["c"] == ()
+    assert {table.name(number) for number in needs["b"]} == {"a", "f"}
+    (info,) = plan.shards
+    assert info.externals == (0, 1) and info.upstream == () and info.free == 1
+    assert pickle.loads(plan.names) == ["b", "c"]
+
+
+def test_a_result_of_another_run_that_is_asked_for_is_copied_by_a_task() -> None:
+    outside = Outside(SessionId("session"), {"f": (OTHER, 7)})
+    dsk, _ = materialize({"s": Stored("s", OTHER, 3, "memory://x"), "t": (inc, "s")}, ["s", "t", "f"], outside)
+    assert {key: set(node.dependencies) for key, node in dsk.items()} == {
+        "s": {("stored", OTHER, 3)},
+        "t": {"s"},
+        "f": {("stored", OTHER, 7)},
+    }
+    assert outside.found == {("stored", OTHER, 3): (OTHER, 3), ("stored", OTHER, 7): (OTHER, 7)}
+
+
+def test_a_result_of_another_session_is_read_by_a_task() -> None:
+    stored = Stored("s", RunId("elsewhere.run"), 3, "memory://x")
+    dsk, _ = materialize({"s": stored, "t": (inc, "s")}, "t", Outside(SessionId("session"), {}))
+    assert dsk["s"] is stored
+
+
+def test_a_stored_node_is_a_node() -> None:
+    stored = Stored("s", OTHER, 3, "memory://x")
+    again = pickle.loads(pickle.dumps(stored))
+    assert (again.key, again.run, again.number, again.store) == ("s", OTHER, 3, "memory://x")
+    assert tokenize(stored) == tokenize(again) != tokenize(Stored("s", OTHER, 4, "memory://x"))
+    assert stored.substitute({}, key="other").key == "other" and stored.substitute({}) is stored
+    assert not stored.dependencies and stored.copy() == stored
+
+
+def test_a_stored_node_is_not_fused_into_what_reads_it() -> None:
+    graph = {
+        "s": Stored("s", OTHER, 3, "memory://x"),
+        "a": Task("a", inc, TaskRef("s")),
+        "b": Task("b", inc, TaskRef("a")),
+    }
+    fused = fuse_linear_task_spec(graph, {"b"})
+    assert type(fused["s"]) is Stored and len(fused) < len(graph) + 1

@@ -93,7 +93,7 @@ def test_the_result_is_what_dask_compute_returns(burst):
 
 
 def test_large_results_are_collected_in_portions(burst, monkeypatch):
-    monkeypatch.setattr("burst_dask.run.COLLECT_BYTES", 1_000_000)
+    monkeypatch.setattr("burst_dask.collecting.COLLECT_BYTES", 1_000_000)
     arrays = [dask.delayed(np.full)(100_000, n) for n in range(12)]
     found = dask.compute(*arrays, scheduler=burst)
     assert all(np.array_equal(array, np.full(100_000, n)) for n, array in enumerate(found))
@@ -204,7 +204,7 @@ def test_cancel(burst, gate):
 def test_a_client_sees_what_another_one_cancels(alone, monkeypatch):
     run = alone.compute(dask.delayed(1))
     attach(run.id, store=alone._link.store).cancel()
-    monkeypatch.setattr("burst_dask.run.policy.patience", lambda waited, low, high: 0.001)
+    monkeypatch.setattr("burst_dask.watching.policy.patience", lambda waited, low, high: 0.001)
     with pytest.raises(RunCancelled):
         run.wait(timeout=10)
 
@@ -405,7 +405,7 @@ def test_progress_is_shown_only_to_people():
 
 
 def test_progress_bar(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("burst_dask.run.SURVEY_EVERY", 0.01)
+    monkeypatch.setattr("burst_dask.watching.SURVEY_EVERY", 0.01)
     session = Session(open_store(f"memory://{tmp_path.name}"), workers=1, progress=True, wait_poll_min=0.005)
     assert session.get({"x": (sum, [1, 2])}, "x") == 3
     session.cleanup(force=True)
@@ -419,7 +419,7 @@ def test_progress_in_a_notebook(burst, monkeypatch):
     shell = type("ZMQInteractiveShell", (), {})()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    monkeypatch.setattr("burst_dask.run.SURVEY_EVERY", 0.0)
+    monkeypatch.setattr("burst_dask.watching.SURVEY_EVERY", 0.0)
     burst._progress = None
     burst.get({"x": (sum, [1, 2])}, "x")
     (run,) = burst._link.state.runs

@@ -12,13 +12,17 @@ Nothing here reads or writes the store.
 """
 
 from burst_dask.graph.cutting import cut
-from burst_dask.graph.reading import MissingKey, materialize
+from burst_dask.graph.reading import Annotations, MissingKey, Outside, materialize
 from burst_dask.graph.shards import LargeConstantWarning, ShardedGraph, unpack_outputs
+from burst_dask.graph.stored import Stored
 
 __all__ = [
+    "Annotations",
     "LargeConstantWarning",
     "MissingKey",
+    "Outside",
     "ShardedGraph",
+    "Stored",
     "cut",
     "materialize",
     "unpack_outputs",

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import dask
 from dask._expr import Expr, HLGExpr
-from dask._task_spec import GraphNode, TaskRef, convert_legacy_graph
+from dask._task_spec import Alias, DataNode, GraphNode, TaskRef, convert_legacy_graph
 from dask.core import flatten, getcycle
 from dask.highlevelgraph import HighLevelGraph
 from dask.order import order
 
 from burst_dask.errors import GraphError, UnsupportedGraph
+from burst_dask.graph.stored import Stored
+from burst_dask.protocol.keys import RunId, SessionId, session_of
 
 #: Annotation name -> Dask key -> value.
 Annotations = dict[str, dict[Any, Any]]
+#: Dask key -> run and global number there, of results of other runs.
+Externals = dict[Any, tuple[RunId, int]]
 
 
 class MissingKey(GraphError, KeyError):
@@ -25,7 +30,35 @@ class MissingKey(GraphError, KeyError):
     __str__ = Exception.__str__  # KeyError shows the repr of its message
 
 
-def materialize(graph: Any, keys: Any) -> tuple[dict[Any, GraphNode], Annotations]:
+@dataclass
+class Outside:
+    """What a graph may refer to beside its own tasks: results of other runs of the session."""
+
+    session: SessionId
+    #: where the futures of the session are, by their keys
+    futures: Mapping[Any, tuple[RunId, int]]
+    #: those that the graph does refer to
+    found: Externals = field(default_factory=dict)
+
+    def has(self, key: Any, node: Any) -> bool:
+        """Tell whether `key`, with that node of the graph or without one, is a result of another run; note it."""
+        if key in self.found:
+            return True
+        if node is None and key in self.futures:
+            self.found[key] = self.futures[key]
+        elif type(node) is Stored and session_of(node.run) == self.session:
+            self.found[key] = node.run, node.number
+        return key in self.found
+
+    def copy_of(self, key: Any) -> Alias:
+        """Return a task that copies an external which is asked for itself."""
+        place = self.found.pop(key)
+        inner = ("stored", *place)
+        self.found[inner] = place
+        return Alias(key, inner)
+
+
+def materialize(graph: Any, keys: Any, outside: Outside | None = None) -> tuple[dict[Any, GraphNode], Annotations]:
     """Return the tasks that `keys` need, and their annotations.
 
     Parameters
@@ -34,6 +67,8 @@ def materialize(graph: Any, keys: Any) -> tuple[dict[Any, GraphNode], Annotation
         An expression, a `HighLevelGraph`, or a dict: of tuples as of old, of nodes, or of both.
     keys
         A key, or nested lists of keys.
+    outside
+        Results of other runs that tasks may depend on; its `found` tells afterwards on which they do.
 
     Raises
     ------
@@ -51,15 +86,22 @@ def materialize(graph: Any, keys: Any) -> tuple[dict[Any, GraphNode], Annotation
         raw, annotations = graph, {}
     else:
         raise GraphError(f"a {type(graph).__name__} is no graph; give an expression, a HighLevelGraph or a dict")
-    dsk = _cull(convert_legacy_graph(raw), wanted, raw)
+    dsk = _cull(convert_legacy_graph(raw), wanted, raw, outside or Outside(SessionId(""), {}))
     _refuse(dsk)
     return dsk, _annotate(dsk, annotations, dask.get_annotations())
 
 
-def _cull(dsk: Mapping[Any, GraphNode], wanted: Iterable[Any], raw: Mapping[Any, Any]) -> dict[Any, GraphNode]:
+def _cull(
+    dsk: Mapping[Any, GraphNode], wanted: Iterable[Any], raw: Mapping[Any, Any], outside: Outside
+) -> dict[Any, GraphNode]:
     culled: dict[Any, GraphNode] = {}
     work = []
     for key in wanted:
+        if key in culled:
+            continue
+        if outside.has(key, dsk.get(key)):
+            culled[key] = outside.copy_of(key)
+            continue
         if key not in dsk:
             raise MissingKey(f"key {key!r} was asked for and is not in the graph of {len(dsk)} tasks")
         work.append(key)
@@ -69,7 +111,7 @@ def _cull(dsk: Mapping[Any, GraphNode], wanted: Iterable[Any], raw: Mapping[Any,
             continue
         node = culled[key] = dsk[key]
         for dependency in node.dependencies:
-            if dependency not in culled:
+            if dependency not in culled and not outside.has(dependency, dsk.get(dependency)):
                 if dependency not in dsk:
                     raise _missing(key, dependency, raw)
                 work.append(dependency)
@@ -79,8 +121,8 @@ def _cull(dsk: Mapping[Any, GraphNode], wanted: Iterable[Any], raw: Mapping[Any,
 def _missing(key: Any, dependency: Any, raw: Mapping[Any, Any]) -> GraphError:
     if _holds_future(raw.get(key), dependency):
         return UnsupportedGraph(
-            f"task {key!r} depends on a Future of another scheduler ({dependency!r}), which workers cannot reach; "
-            "put its result in the place of the Future: future.result()"
+            f"task {key!r} depends on a Future of another scheduler or session ({dependency!r}), which workers cannot "
+            "reach; put its result in the place of the Future: future.result()"
         )
     return MissingKey(f"task {key!r} depends on {dependency!r}, which is not in the graph")
 
@@ -125,15 +167,22 @@ def _annotate(dsk: Mapping[Any, GraphNode], by_name: Annotations, everywhere: Ma
     """Return the annotations of the tasks in `dsk`: those of a layer go before those in force now."""
     result: Annotations = {}
     for name, value in everywhere.items():
-        result[name] = {key: value(key) if callable(value) else value for key in dsk}
+        # A class is a value: `retry_on` takes those of exceptions.
+        each = callable(value) and not isinstance(value, type)
+        result[name] = {key: value(key) if each else value for key in dsk}
     for name, values in by_name.items():
         known = {key: value for key, value in values.items() if key in dsk and value is not None}
         result.setdefault(name, {}).update(known)
     return {name: values for name, values in result.items() if values}
 
 
-def ordered(dsk: Mapping[Any, GraphNode]) -> list[Any]:
+def ordered(dsk: Mapping[Any, GraphNode], externals: Iterable[Any] | None = None) -> list[Any]:
     """Return the keys in `dask.order` order, which is topological.
+
+    Parameters
+    ----------
+    externals
+        Keys that tasks depend on and that are not in `dsk`.
 
     Raises
     ------
@@ -141,9 +190,9 @@ def ordered(dsk: Mapping[Any, GraphNode]) -> list[Any]:
         There is a cycle; the message names it.
     """
     try:
-        priorities = order(dsk)
+        priorities = order(dsk)  # it knows what to do about externals
     except RuntimeError as error:
-        cycle = getcycle(dsk, None)
+        cycle = getcycle({**dsk, **{key: DataNode(key, None) for key in externals or ()}}, None)
         if not cycle:
             raise
         chain = " -> ".join(map(repr, cycle))

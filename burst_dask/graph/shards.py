@@ -14,9 +14,10 @@ from typing import Any
 from dask._task_spec import GraphNode
 
 from burst_dask import serialize
+from burst_dask.errors import ConfigError
 from burst_dask.graph import cutting, weighing
 from burst_dask.graph.blame import blame
-from burst_dask.graph.reading import Annotations, ordered
+from burst_dask.graph.reading import Annotations, Externals, ordered
 from burst_dask.protocol import frames, records
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import Buffer
@@ -56,6 +57,8 @@ class ShardedGraph:
         Number -> annotations.
     sizes
         Number -> id of a large object in the task -> bytes.
+    externals
+        The Dask keys of results of other runs, and where those are. Their numbers follow those of the tasks.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ShardedGraph:
         outputs: Any,
         notes: Mapping[int, dict[str, Any]],
         sizes: Mapping[int, Mapping[int, int]],
+        externals: Externals | None = None,
     ) -> None:
         self.run = run
         self.keys = keys
@@ -76,6 +80,8 @@ class ShardedGraph:
         self.bounds = bounds
         self.outputs = outputs
         self.notes = notes
+        self.externals = externals or {}
+        self._external_keys = list(self.externals)
         self._wanted = sorted(set(_numbers(outputs)))
         self._connect()
         self._beside = _beside(bounds, sizes)
@@ -92,6 +98,7 @@ class ShardedGraph:
         run: RunId,
         parallelism: int,
         large: int = LARGE_CONSTANT,
+        externals: Externals | None = None,
     ) -> ShardedGraph:
         """Order and cut what `materialize` returned.
 
@@ -101,27 +108,35 @@ class ShardedGraph:
             Threads that are expected to work on it.
         large
             Bytes; a constant over this is warned of.
+        externals
+            What tasks depend on beside other tasks: Dask key -> run and global number there.
         """
-        names = ordered(dsk)
-        number = {key: i for i, key in enumerate(names)}
+        names = ordered(dsk, externals)
+        number = {key: i for i, key in enumerate([*names, *(externals or ())])}
         nodes = [dsk[key] for key in names]
         dependencies = [tuple(sorted(number[key] for key in node.dependencies)) for node in nodes]
         sizes = weighing.large_objects(nodes)
         _warn(names, sizes, large)
-        bounds = cutting.cut(dependencies, parallelism=parallelism, sizes=sizes)
+        inner = dependencies
+        if externals:
+            inner = [tuple(need for need in needs if need < len(names)) for needs in dependencies]
+        bounds = cutting.cut(inner, parallelism=parallelism, sizes=sizes)
         outputs = _map_nested(keys, number.__getitem__)
-        return cls(run, names, nodes, dependencies, bounds, outputs, _notes(annotations, number), sizes)
+        notes = _notes(annotations, number)
+        return cls(run, names, nodes, dependencies, bounds, outputs, notes, sizes, externals)
 
     def _connect(self) -> None:
         """Find what crosses between shards."""
         bounds = self.bounds
         count = len(bounds) - 1
         self._upstream: list[set[int]] = [set() for _ in range(count)]
+        #: shard -> numbers of the externals that its tasks need
+        self._outer: list[set[int]] = [set() for _ in range(count)]
         #: number -> shards of its dependents elsewhere
         self._foreign: dict[int, set[int]] = {}
         self._free = [0] * count
         shard_of: list[int] = []
-        bound: set[int] = set()  # tasks that need something from another shard
+        bound: set[int] = set()  # tasks that need something from another shard or run
         for shard, (first, end) in enumerate(pairwise(bounds)):
             shard_of += [shard] * (end - first)
             for number in range(first, end):
@@ -129,6 +144,9 @@ class ShardedGraph:
                     if need < first:
                         self._upstream[shard].add(shard_of[need])
                         self._foreign.setdefault(need, set()).add(shard)
+                        bound.add(number)
+                    elif need >= self.tasks:
+                        self._outer[shard].add(need)
                         bound.add(number)
                     elif need in bound:
                         bound.add(number)
@@ -157,7 +175,8 @@ class ShardedGraph:
                 output = next(outputs, None)
             place = packer.append([records.encode(self._record(shard, first, end, Bitmap.of(asked), packer))])
             upstream = tuple(sorted(self._upstream[shard]))
-            infos.append(ShardInfo(first, end - first, place, upstream, self._free[shard], len(asked)))
+            outer = tuple(number - self.tasks for number in sorted(self._outer[shard]))
+            infos.append(ShardInfo(first, end - first, place, upstream, self._free[shard], len(asked), outer))
             yield from packer.full()
         yield from packer.rest()
         self._infos, self._packed = infos, packer.total
@@ -192,13 +211,18 @@ class ShardedGraph:
             first=first,
             keys=pickle.dumps(self.keys[first:end], 5),
             dependencies=dependencies,
-            foreign_keys=pickle.dumps({n: self.keys[n] for needs in dependencies for n in needs if n < first}, 5),
+            foreign_keys=pickle.dumps(
+                {n: self._key(n) for needs in dependencies for n in needs if not first <= n < end}, 5
+            ),
             dependents={n - first: tuple(sorted(self._foreign[n])) for n in span if n in self._foreign},
             outputs=outputs,
             annotations={n - first: self.notes[n] for n in span if n in self.notes} if self.notes else {},
             payload=payload,
             buffers=tuple(buffers),
         )
+
+    def _key(self, number: int) -> Any:
+        return self.keys[number] if number < self.tasks else self._external_keys[number - self.tasks]
 
     def plan(self, *, created: float, priority: int = 0) -> Plan:
         """Return the plan, to be written when all packs are."""
@@ -212,6 +236,8 @@ class ShardedGraph:
             created=created,
             size=self._packed,
             priority=priority,
+            externals=tuple(self.externals.values()),
+            names=pickle.dumps([self.keys[number] for number in dict.fromkeys(_numbers(self.outputs))], 5),
         )
 
 
@@ -333,7 +359,7 @@ def _beside(bounds: Sequence[int], sizes: Mapping[int, Mapping[int, int]]) -> di
 def _notes(annotations: Annotations, number: Mapping[Any, int]) -> dict[int, dict[str, Any]]:
     """Return what workers know how to heed, by number of the task."""
     notes: dict[int, dict[str, Any]] = {}
-    for name, read in (("retries", int), ("priority", int), ("resources", _resources)):
+    for name, read in _HEEDED.items():
         for key, value in annotations.get(name, {}).items():
             notes.setdefault(number[key], {})[name] = read(value)
     return notes
@@ -341,6 +367,45 @@ def _notes(annotations: Annotations, number: Mapping[Any, int]) -> dict[int, dic
 
 def _resources(value: Mapping[str, float]) -> dict[str, float]:
     return {str(name): float(amount) for name, amount in value.items()}
+
+
+def seconds(value: Any) -> float:
+    """Return a time limit, or raise `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"timeout={value!r} of a task: must be a number of seconds, more than 0")
+    return float(value)
+
+
+def exceptions(value: Any) -> list[str]:
+    """Return the names of exception classes, given as such or as names, one or several; or raise `ConfigError`.
+
+    Examples
+    --------
+    >>> exceptions((ConnectionError, "botocore.exceptions.ClientError", "TimeoutError"))
+    ['builtins.ConnectionError', 'botocore.exceptions.ClientError', 'TimeoutError']
+    """
+    names = []
+    for item in value if isinstance(value, list | tuple | set | frozenset) else [value]:
+        # Dask calls what annotates a layer, if it can be called, with each key: of a class that makes an exception.
+        kind = type(item) if isinstance(item, BaseException) else item
+        if isinstance(kind, type) and issubclass(kind, BaseException):
+            names.append(f"{kind.__module__}.{kind.__qualname__}")
+        elif isinstance(kind, str) and kind:
+            names.append(kind)
+        else:
+            raise ConfigError(f"retry_on={item!r}: must be classes of exceptions, or their names")
+    return names
+
+
+#: What workers know how to heed, and what makes a record's value of an annotation's.
+_HEEDED: dict[str, Callable[[Any], Any]] = {
+    "retries": int,
+    "priority": int,
+    "resources": _resources,
+    "impure": bool,
+    "timeout": seconds,
+    "retry_on": exceptions,
+}
 
 
 def _warn(names: Sequence[Any], sizes: Mapping[int, Mapping[int, int]], limit: int) -> None:

@@ -28,8 +28,6 @@ from burst_dask.store.requests import PAGE
 PARALLEL = 32
 #: The same for a survey of a whole run, which somebody waits for: 100 a second and 30 ms each make 3,300 a second.
 SURVEY_PARALLEL = 100
-#: Seconds after which a read of a survey is sent again: five times what 95 of 100 take.
-HEDGE_AFTER = 0.35
 #: Entries of one log read one after another before a listing leads to its newest: as much time as that takes,
 #: and a third of its price.
 READ_ON = 4
@@ -54,22 +52,6 @@ async def in_parallel(function: Callable[[T], Awaitable[U]], items: Iterable[T],
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the first that failed; the others were cancelled
     return [task.result() for task in tasks]
-
-
-async def hedged(function: Callable[[], Awaitable[U]], after: float) -> U:
-    """Return what `function` returns, calling it once more when that takes longer than `after` seconds.
-
-    Of thousands of requests some are slow; a second one seldom is (AWS advises to retry slow reads).
-    """
-    first = asyncio.ensure_future(function())
-    done, _ = await asyncio.wait({first}, timeout=after)
-    if done:
-        return first.result()
-    second = asyncio.ensure_future(function())
-    done, slower = await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
-    for task in slower:
-        task.cancel()
-    return done.pop().result()
 
 
 class TaskOutcome(NamedTuple):
@@ -122,6 +104,8 @@ class RunView:
         self.is_large = False
         self._inline: OrderedDict[tuple[ShardId, int], memoryview] = OrderedDict()
         self._inline_size = 0
+        #: views of the runs that externals lie in, see `burst_dask.journal.across`
+        self.others: dict[RunId, RunView] = {}
 
     @classmethod
     async def open(cls, store: Store, run: RunId) -> RunView | None:
@@ -167,7 +151,13 @@ class RunView:
         return shard, position
 
     def outcome(self, task: int) -> TaskOutcome | None:
-        """Return the outcome of the task with that global number, or None while there is none."""
+        """Return the outcome of the task or external with that global number, or None while there is none."""
+        if task >= self.plan.tasks:
+            view, number = self.home(task)
+            found = view.outcome(number)
+            if found is None or found.done:
+                return found
+            return TaskOutcome(False, task, found.shard, None)  # a number of this run, which `across.culprit` follows
         shard, position = self.owner(task)
         outcomes = shard.index.outcomes
         if position in outcomes.done:
@@ -178,6 +168,13 @@ class RunView:
             if position in tasks:
                 return TaskOutcome(False, cause, shard, None)
         return TaskOutcome(False, task, shard, outcomes.stored.get(position))
+
+    def home(self, task: int) -> tuple[RunView, int]:
+        """Return the view of the run that a task or external lies in, and its global number there."""
+        if task < self.plan.tasks:
+            return self, task
+        run, number = self.plan.externals[task - self.plan.tasks]
+        return self.others[run], number
 
     def totals(self) -> Totals:
         """Count over what is known; call `survey` before to know the newest."""
@@ -260,9 +257,7 @@ class RunView:
             behind = [shard for shard in choose(behind) if self._parent_known(shard)]
         # Parents first, because a child's beginning is known through its parent.
         for depth in sorted({shard.count("-") for shard in behind}):
-            await in_parallel(
-                self._jump_soon, [shard for shard in behind if shard.count("-") == depth], SURVEY_PARALLEL
-            )
+            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth], SURVEY_PARALLEL)
 
     async def glance(self, choose: Callable[[list[ShardId]], list[ShardId]]) -> set[ShardId] | None:
         """Learn the newest of some shards by one listing; None, once and for all, if the run is too large for that.
@@ -371,9 +366,6 @@ class RunView:
         self.learn(Shard.at(shard, found[0]))
         self.keep_inline(shard, newest, found[1])
 
-    async def _jump_soon(self, shard: ShardId) -> None:
-        await hedged(lambda: self._jump(shard), HEDGE_AFTER)
-
     # ------------------------------------------------------------------ results
 
     def keep_inline(self, shard: ShardId, number: int, blobs: memoryview) -> None:
@@ -387,10 +379,25 @@ class RunView:
             self._inline_size -= len(dropped)
 
     async def fetch(self, tasks: Iterable[int]) -> dict[int, memoryview]:
-        """Return the stored bodies of tasks that have a stored outcome, by global number.
+        """Return the stored bodies of tasks and externals that have a stored outcome, by global number.
 
         One request brings a whole entry or a run of near ranges of a segment.
         """
+        own: list[int] = []
+        elsewhere: dict[RunId, dict[int, list[int]]] = {}
+        for task in tasks:
+            view, number = self.home(task)
+            if view is self:
+                own.append(task)
+            else:
+                elsewhere.setdefault(view.run, {}).setdefault(number, []).append(task)
+        found = await self._fetch(own)
+        for run, numbers in elsewhere.items():
+            bodies = await self.others[run].fetch(numbers)
+            found.update((task, bodies[number]) for number, tasks in numbers.items() for task in tasks)
+        return found
+
+    async def _fetch(self, tasks: Iterable[int]) -> dict[int, memoryview]:
         wanted: dict[tuple[ShardId, int | None, str], list[tuple[int, Span]]] = {}
         for task in tasks:
             outcome = self.outcome(task)

@@ -2,7 +2,8 @@
 
 `encode` and `decode` carry a record to and from the bytes of one object. Positions of tasks
 are local to the plan's shard (0 is its first task in `dask.order` order), also in shards that
-were split off it; *global* numbers count through the whole run.
+were split off it; *global* numbers count through the whole run. Behind the last of its tasks
+they go on with the run's *externals*: results of other runs of the session.
 """
 
 from __future__ import annotations
@@ -53,10 +54,12 @@ class ShardInfo(msgspec.Struct, frozen=True, array_like=True):
     place: Place
     #: plan numbers of the shards that its tasks depend on
     upstream: tuple[int, ...]
-    #: tasks that need nothing from other shards, not even through others
+    #: tasks that need nothing from other shards or runs, not even through others
     free: int
     #: tasks whose results were asked for
     outputs: int
+    #: positions in `Plan.externals` of what its tasks depend on
+    externals: tuple[int, ...] = ()
 
 
 class Plan(Record, frozen=True, tag="plan", kw_only=True):
@@ -73,6 +76,12 @@ class Plan(Record, frozen=True, tag="plan", kw_only=True):
     #: bytes of packs, for people
     size: int
     priority: int = 0
+    #: results of other runs that tasks depend on: run, global number there. Here, number i of them has the
+    #: global number ``tasks + i``
+    externals: tuple[tuple[RunId, int], ...] = ()
+    #: pickled list of the Dask keys of what was asked for, in the order of `outputs`; empty when that is long,
+    #: and lies in an object of its own (`keys.names`)
+    names: bytes = b""
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return the plan shard of the task with that global number, and its position there."""
@@ -84,6 +93,13 @@ class Plan(Record, frozen=True, tag="plan", kw_only=True):
             else:
                 high = middle
         return low, number - self.shards[low].first
+
+
+class Names(Record, frozen=True, tag="names", kw_only=True):
+    """What `Plan.names` is too small for."""
+
+    KIND = 8
+    keys: bytes
 
 
 class ShardRecord(Record, frozen=True, tag="shard", kw_only=True):
@@ -100,15 +116,15 @@ class ShardRecord(Record, frozen=True, tag="shard", kw_only=True):
     first: int
     #: pickled list of the Dask keys of the tasks
     keys: bytes
-    #: for each task, the global numbers of the tasks that it depends on, in ascending order
+    #: for each task, the global numbers of the tasks and externals that it depends on, in ascending order
     dependencies: tuple[tuple[int, ...], ...]
-    #: pickled dict, global number -> Dask key, of dependencies outside the shard
+    #: pickled dict, global number -> Dask key, of dependencies outside the shard, externals among them
     foreign_keys: bytes
     #: position -> plan numbers of the other shards that hold a dependent of it
     dependents: dict[int, tuple[int, ...]]
     #: positions whose results were asked for
     outputs: Bitmap
-    #: position -> {"retries": int, "priority": int, "resources": {str: float}, …}
+    #: position -> {"retries": int, "priority": int, "resources": {str: float}, "timeout": seconds, "retry_on": names}
     annotations: dict[int, dict[str, Any]]
     #: one pickle of the list of runnable nodes, see `burst_dask.serialize`
     payload: bytes
@@ -130,7 +146,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     reserved: Bitmap
 
 
-class Outcomes(msgspec.Struct, frozen=True):
+class Outcomes(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of some tasks. Several of these merge by union."""
 
     done: Bitmap = EMPTY
@@ -142,6 +158,10 @@ class Outcomes(msgspec.Struct, frozen=True):
     #: time spent running tasks, and how many that were
     seconds: float = 0.0
     ran: int = 0
+    #: name of an object with `Logs` -> positions of tasks whose output it has
+    logs: dict[str, Bitmap] = {}
+    #: position -> how often it has been tried, of tasks that failed and are to be tried again
+    tries: dict[int, int] = {}
 
     @property
     def all(self) -> Bitmap:
@@ -228,6 +248,37 @@ class Entry(Record, frozen=True, tag="entry", kw_only=True):
     wrote: float
     action: Action
     index: ShardIndex
+
+
+class Printed(msgspec.Struct, frozen=True, array_like=True):
+    """What a task has printed at about one time."""
+
+    #: seconds since 1970 by the worker's clock
+    time: float
+    #: ``"stdout"``, ``"stderr"``, or the level of a `logging` record, such as ``"INFO"``
+    stream: str
+    text: str
+
+
+class TaskOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one try of a task has printed."""
+
+    position: int
+    #: pickled Dask key
+    key: bytes
+    #: 1 for the first try
+    attempt: int
+    #: characters that were printed before `printed` and are not kept
+    dropped: int
+    printed: tuple[Printed, ...]
+
+
+class Logs(Record, frozen=True, tag="logs", kw_only=True):
+    """What tasks have printed; written before the entry that names it."""
+
+    KIND = 8
+    worker: WorkerId
+    tasks: tuple[TaskOutput, ...]
 
 
 # ---------------------------------------------------------------------------- the session log
@@ -355,8 +406,8 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
 
     KIND = 7
     worker: WorkerId
-    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"died"``, ``"refused"`` (its versions do not fit)
-    #: or ``"unprepared"`` (the session's code or packages could not be put in place)
+    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"stuck"`` (its threads run what was given up), ``"died"``,
+    #: ``"refused"`` (its versions do not fit) or ``"unprepared"`` (code or packages could not be put in place)
     reason: str
     message: str = ""
     wrote: float = 0.0

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from burst_dask.clock import Clock, Entropy
 from burst_dask.config import Settings
 from burst_dask.errors import CorruptObject, StoreAccessDenied, StoreFull, StoreUnavailable
+from burst_dask.journal import across, packs
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import RunView
-from burst_dask.protocol import keys, policy
-from burst_dask.protocol.frames import unseal
+from burst_dask.protocol import policy
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Place, ShardRecord, decode
 from burst_dask.store.base import Span, Store
 from burst_dask.worker.durations import Durations
 from burst_dask.worker.execution import Executor, broken_table
@@ -96,6 +96,7 @@ class Context:
         if view is None:
             view = await self.insist(lambda: RunView.open(self.store, run))
             if view is not None:
+                await self.insist(partial(across.open_others, view, known=self.views))
                 view.is_large = len(view.plan.shards) >= self.settings.large_run
                 self.views[run] = view
         return view
@@ -107,8 +108,9 @@ class Context:
             return cached
         info = view.plan.shards[number]
         try:
-            record = await self._record(view.run, info.place)
-            table = await self.executor.open(record, await self._buffers(view.run, record.buffers))
+            record = await packs.read_record(self._ranges, view.run, info.place)
+            buffers = await packs.read_buffers(self._ranges, view.run, record.buffers)
+            table = await self.executor.open(record, buffers)
         except CorruptObject as error:
             table = broken_table(info.first, info.count, error)
         self._tables[view.run, number] = table
@@ -116,25 +118,5 @@ class Context:
             self._tables.popitem(last=False)
         return table
 
-    async def _record(self, run: RunId, place: Place) -> ShardRecord:
-        key = keys.pack(run, place.pack)
-        (data,) = await self._ranges(key, [Span(place.start, place.end)])
-        return decode(ShardRecord, key, data)
-
-    async def _buffers(self, run: RunId, places: tuple[Place, ...]) -> list[memoryview]:
-        by_pack: dict[int, list[int]] = {}
-        for position, place in enumerate(places):
-            by_pack.setdefault(place.pack, []).append(position)
-        buffers: list[memoryview] = [memoryview(b"")] * len(places)
-        for pack, positions in by_pack.items():
-            key = keys.pack(run, pack)
-            blobs = await self._ranges(key, [Span(places[p].start, places[p].end) for p in positions])
-            for position, blob in zip(positions, blobs, strict=True):
-                buffers[position] = unseal(key, blob)
-        return buffers
-
-    async def _ranges(self, key: str, spans: list[Span]) -> list[memoryview]:
-        found = await self.insist(lambda: self.store.get_ranges(key, spans))
-        if found is None:
-            raise CorruptObject(f"{key}: the plan names it, and it is gone")
-        return found
+    async def _ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
+        return await self.insist(lambda: self.store.get_ranges(key, spans))

@@ -27,14 +27,14 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Manifest, decode
 from burst_dask.store import Store, open_store
-from burst_dask.worker.agent import Agent
+from burst_dask.worker.agent import STUCK, Agent
 from burst_dask.worker.context import Context
 from burst_dask.worker.execution import ThreadExecutor
 from burst_dask.worker.memory import Memory
 
 T = TypeVar("T")
 
-EXIT_OK, EXIT_FAILED, EXIT_REFUSED = 0, 1, 3
+EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_REPLACE = 0, 1, 3, 4
 
 
 async def read_manifest(store: Store, session: SessionId) -> Manifest:
@@ -166,7 +166,7 @@ async def _main(arguments: argparse.Namespace) -> int:
         stop_reading = asyncio.create_task(_forget_reader(loop, arguments.supervisor_fd, stop))
     process = psutil.Process()
     try:
-        await run_agent(
+        reason = await run_agent(
             open_store(arguments.store),
             SessionId(arguments.session),
             WorkerId(arguments.worker or Entropy().token()),
@@ -186,7 +186,7 @@ async def _main(arguments: argparse.Namespace) -> int:
     finally:
         if arguments.supervisor_fd is not None:
             stop_reading.cancel()
-    return EXIT_OK
+    return EXIT_REPLACE if reason == STUCK else EXIT_OK
 
 
 async def _forget_reader(loop: asyncio.AbstractEventLoop, fd: int, stop: asyncio.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +18,17 @@ from burst_dask.protocol.records import (
     Commit,
     Entry,
     Location,
+    Logs,
     Outcomes,
+    Place,
+    Plan,
+    Printed,
     Release,
     ShardIndex,
+    ShardInfo,
     Split,
     Takeover,
+    TaskOutput,
     decode,
     decode_with_end,
     encode,
@@ -38,7 +45,11 @@ outcomes = st.builds(
     upstream=st.dictionaries(st.integers(0, 10**9), bitmaps, max_size=3),
     seconds=st.floats(0, 1e6),
     ran=st.integers(0, 10**6),
+    logs=st.dictionaries(names, bitmaps, max_size=3),
+    tries=st.dictionaries(positions, st.integers(1, 9), max_size=3),
 )
+printed = st.builds(Printed, st.floats(0, 1e10), names, st.text(st.characters(exclude_categories=["Cs"])))
+outputs = st.builds(TaskOutput, positions, st.binary(), positions, positions, st.lists(printed, max_size=3).map(tuple))
 actions = st.one_of(
     st.builds(Claim, bitmaps),
     st.builds(Commit, outcomes, bitmaps, st.tuples(names)),
@@ -58,9 +69,23 @@ indexes = st.builds(
     children=st.dictionaries(names, bitmaps, max_size=3),
     cause=names,
 )
+INDEX = ShardIndex(tasks=Bitmap.full(4))
 entries = st.builds(
     Entry, number=positions, writer=names, nonce=names, wrote=st.floats(0, 1e10), action=actions, index=indexes
 )
+
+
+@given(names, st.lists(outputs, max_size=3).map(tuple))
+def test_logs_survive_their_bytes(worker: WorkerId, tasks: tuple[TaskOutput, ...]) -> None:
+    logs = Logs(worker=worker, tasks=tasks)
+    assert decode(Logs, "x", encode(logs)) == logs
+
+
+def test_outcomes_without_output_or_tries_take_no_more_bytes_for_them() -> None:
+    entry = Entry(
+        number=0, writer=WorkerId("w"), nonce="n", wrote=0.0, action=Commit(Outcomes(), Bitmap()), index=INDEX
+    )
+    assert b"logs" not in encode(entry) and b"tries" not in encode(entry)
 
 
 @given(entries, st.binary(max_size=50))
@@ -86,6 +111,49 @@ def test_any_truncation_is_noticed(entry: Entry, data: st.DataObject) -> None:
     good = encode(entry)
     with pytest.raises(CorruptObject, match="the-name"):
         decode(Entry, "the-name", good[: data.draw(st.integers(0, len(good) - 1))])
+
+
+plans = st.builds(
+    Plan,
+    run=names,
+    tasks=positions,
+    shards=st.lists(
+        st.builds(
+            ShardInfo,
+            positions,
+            positions,
+            st.builds(Place, positions, positions, positions),
+            st.lists(positions, max_size=3).map(tuple),
+            positions,
+            positions,
+            st.lists(positions, max_size=3).map(tuple),
+        ),
+        max_size=3,
+    ).map(tuple),
+    outputs=st.binary(max_size=9),
+    created=st.floats(0, 1e9),
+    size=positions,
+    priority=st.integers(-9, 9),
+    externals=st.lists(st.tuples(names, st.integers(0, 10**9)), max_size=4).map(tuple),
+    names=st.binary(max_size=9),
+)
+
+
+@given(plans)
+def test_a_plan_survives_its_bytes(plan: Plan) -> None:
+    assert decode(Plan, "p", encode(plan)) == plan
+
+
+def test_a_plan_without_externals_is_written_and_read_as_before_there_were_any() -> None:
+    old = msgspec.defstruct(
+        "Plan",
+        [("run", str), ("tasks", int), ("shards", tuple), ("outputs", bytes), ("created", float), ("size", int)],
+        tag="plan",
+    )(run="s.r", tasks=1, shards=((0, 1, (0, 0, 9), (), 1, 1),), outputs=b"", created=0.0, size=9)
+    data = frames.pack(Plan.KIND, msgspec.msgpack.encode(old))
+    plan = decode(Plan, "p", data)
+    assert plan.externals == () and plan.shards == (ShardInfo(0, 1, Place(0, 0, 9), (), 1, 1),)
+    assert b"externals" not in frames.unpack("p", Plan.KIND, encode(plan))[0]
 
 
 def test_another_kind_of_record_is_refused() -> None:

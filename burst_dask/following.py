@@ -1,0 +1,175 @@
+"""One background watcher for all pending futures of a session."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import threading
+from collections.abc import Mapping
+
+from burst_dask import sync
+from burst_dask.errors import StoreUnavailable
+from burst_dask.futures import Future
+from burst_dask.journal.view import RunView, in_parallel
+from burst_dask.link import Link
+from burst_dask.protocol import policy
+from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.records import Cancel
+from burst_dask.watching import Watch
+
+#: Runs looked at in one round: the oldest ones, the newest, and one of the others in turn.
+OLDEST = 4
+
+
+class _Followed:
+    """A run with pending futures."""
+
+    def __init__(self, link: Link, view: RunView, futures: dict[int, Future]) -> None:
+        self.view = view
+        #: global number -> future, of those without an outcome
+        self.futures = futures
+        self.since = link.clock.monotonic()
+        self.watch = Watch(link, view, list(futures), self._settled)
+
+    def _settled(self, number: int) -> None:
+        future = self.futures.pop(number, None)
+        if future is not None:
+            future.settle()
+
+
+class Follower:
+    """Looks for the outcomes of pending futures, with requests that grow with the logarithm of the time waited.
+
+    Parameters
+    ----------
+    link
+        The session.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._lock = threading.Lock()
+        self._runs: dict[RunId, _Followed] = {}
+        self._under_way = False
+        self._stopping = False
+        self._task: cf.Future[None] | None = None
+        self._added = asyncio.Event()
+        self._turn = 0
+
+    def follow(self, view: RunView, futures: Mapping[int, Future]) -> None:
+        """Follow a run until each of these has ended; futures by global number. Called on the loop."""
+        with self._lock:
+            self._runs[view.run] = _Followed(self._link, view, dict(futures))
+            start, self._under_way = not self._under_way, True
+        self._added.set()
+        if start:
+            self._task = sync.start(self._follow())
+
+    def drop(self, run: RunId, number: int) -> None:
+        """Follow one future no longer, as it is cancelled; cancel its run if none is left of that."""
+        with self._lock:
+            followed = self._runs.get(run)
+            if followed is None or followed.futures.pop(number, None) is None or followed.futures:
+                return
+            del self._runs[run]
+        sync.start(self._link.append(Cancel(run)))
+
+    def close(self) -> None:
+        """Cancel all pending futures, and return when nothing is looked at any more, the workers neither."""
+        with self._lock:
+            runs, self._runs = self._runs, {}
+        for followed in runs.values():
+            for future in list(followed.futures.values()):
+                future.end(cancel=True)
+        self.stop()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Return when the round under way is over, or after that many seconds; there is no other."""
+        self._stopping = True
+        if self._task is not None:
+            sync.loop().call_soon_threadsafe(self._added.set)
+            cf.wait([self._task], timeout)
+
+    async def _follow(self) -> None:
+        try:
+            await self._rounds()
+        except BaseException as error:
+            with self._lock:
+                runs, self._runs, self._under_way = self._runs, {}, False
+            for followed in runs.values():
+                for future in list(followed.futures.values()):
+                    future.end(error)
+
+    async def _rounds(self) -> None:
+        link, clock = self._link, self._link.clock
+        since = away_since = followed_at = clock.monotonic()
+        fresh = False
+        while True:
+            waited = clock.monotonic() - since
+            pause = policy.patience(waited, link.settings.wait_poll_min, link.settings.wait_poll_max)
+            if fresh and len(self._runs) > OLDEST + 2:
+                pause = 0.0  # there was news, and others have not been looked at
+            if await self._wait(pause):
+                since = clock.monotonic()
+            if self._stopping:
+                return
+            try:
+                fresh = await self._look()
+                if fresh:
+                    link.guard.news()
+                    since = clock.monotonic()
+                if self._over():
+                    return
+                await link.guard.check()
+                if clock.monotonic() - followed_at >= policy.patience(waited, 5.0, 30.0):
+                    followed_at = clock.monotonic()
+                    await link.follow()
+                    self._drop_cancelled()
+                away_since = clock.monotonic()
+            except StoreUnavailable:
+                # A laptop that slept, a network that is gone for a while: the runs go on.
+                if clock.monotonic() - away_since > link.settings.idle_timeout:
+                    raise
+
+    async def _wait(self, seconds: float) -> bool:
+        """Wait, and tell whether a run was added meanwhile: then the wait is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._added.wait()
+        except TimeoutError:
+            return False
+        self._added.clear()
+        return True
+
+    async def _look(self) -> bool:
+        now = self._link.clock.monotonic()
+
+        async def one(followed: _Followed) -> bool:
+            found = await followed.watch.look(now - followed.since)
+            await followed.watch.survey_if_due(now - followed.since)
+            return found
+
+        return any(await in_parallel(one, self._chosen()))
+
+    def _chosen(self) -> list[_Followed]:
+        with self._lock:
+            runs = list(self._runs.values())
+        if len(runs) <= OLDEST + 2:
+            return runs
+        self._turn += 1
+        others = runs[OLDEST:-1]
+        return [*runs[:OLDEST], others[self._turn % len(others)], runs[-1]]
+
+    def _over(self) -> bool:
+        """Forget runs without pending futures; tell whether none is left."""
+        with self._lock:
+            self._runs = {run: one for run, one in self._runs.items() if one.futures}
+            self._under_way = bool(self._runs)
+            return not self._under_way
+
+    def _drop_cancelled(self) -> None:
+        with self._lock:
+            gone = [self._runs.pop(run) for run in self._link.state.cancelled if run in self._runs]
+        for followed in gone:
+            for future in list(followed.futures.values()):
+                future.cancel()  # and what depends on it
