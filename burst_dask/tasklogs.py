@@ -178,11 +178,21 @@ async def of_task(view: RunView, key: Any) -> TaskLog:
     notes = []
     if position not in index.outcomes.all:
         notes.append("it has no outcome yet; what it prints is kept with each try that ends")
-    if index.strikes.get(position):
+    if _lost_workers(view, owner.id, position):
         notes.append(
             "workers died while this task was theirs to run: what it printed there is at most in their own logs"
         )
     return replace(log, note="; ".join(notes))
+
+
+def _lost_workers(view: RunView, shard: ShardId, position: int) -> bool:
+    """Tell whether a worker died while a task was reserved, also before it was split off."""
+    while not view.shard(shard).index.strikes.get(position):
+        parent, dash, _ = shard.rpartition("-")
+        if not dash:
+            return False
+        shard = ShardId(parent)
+    return True
 
 
 async def _find(view: RunView, key: Any) -> tuple[int, Any] | None:

@@ -464,6 +464,13 @@ def test_a_pip_that_hangs_is_given_up(tmp_path, monkeypatch):
         install(["x"], tmp_path / "cache")
 
 
+def test_what_a_killed_worker_left_is_cleared_away(offline, tmp_path):
+    ready = install(["msgspec"], tmp_path / "cache")
+    ready.rename(ready.with_name(f"{ready.name}.new-killed"))
+    assert install(["msgspec"], tmp_path / "cache") == ready
+    assert not list((tmp_path / "cache").glob("*.new-*"))
+
+
 def test_an_interpreter_without_pip_says_so(tmp_path, monkeypatch):
     counting_pip(monkeypatch, tmp_path, "sys.exit(sys.argv[0] + ': No module named pip')")
     with pytest.raises(EnvironmentFailed, match="No module named pip"):

@@ -124,6 +124,8 @@ async def install(requirements: Sequence[str], folder: Path, clock: Clock) -> Pa
             return ready
         if _stamp(failed) != known:  # it failed while this process waited, for the same reason
             raise EnvironmentFailed(failed.read_text())
+        for left in folder.glob(f"{name}.new-*"):  # by one that was killed: who has the lock is alone here
+            shutil.rmtree(left, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix=f"{name}.new-", dir=folder))
         try:
             await _fill(fresh, requirements)

@@ -98,7 +98,7 @@ class Plan(Record, frozen=True, tag="plan", kw_only=True):
 class Names(Record, frozen=True, tag="names", kw_only=True):
     """What `Plan.names` is too small for."""
 
-    KIND = 8
+    KIND = 9
     keys: bytes
 
 

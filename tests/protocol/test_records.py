@@ -23,6 +23,7 @@ from burst_dask.protocol.records import (
     Place,
     Plan,
     Printed,
+    Record,
     Release,
     ShardIndex,
     ShardInfo,
@@ -197,3 +198,8 @@ def test_ids_of_children_name_their_root() -> None:
     assert child == "00012-3-5"
     assert keys.root_number(child) == 12
     assert keys.shard_of_entry(keys.entry(keys.shard_log(keys.RunId("s.r"), ShardId(child)), 7)) == child
+
+
+def test_each_kind_of_record_has_a_number_of_its_own() -> None:
+    kinds = [kind.KIND for kind in Record.__subclasses__()]
+    assert len(kinds) == len(set(kinds)) == 10
