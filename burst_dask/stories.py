@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import pickle
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from burst_dask.errors import ConfigError, UnknownId
+from burst_dask.errors import ConfigError
 from burst_dask.journal import log
+from burst_dask.journal.names import find_task
 from burst_dask.journal.view import SURVEY_PARALLEL, RunView, in_parallel
 from burst_dask.link import Link
 from burst_dask.lists import Story, StoryLine
-from burst_dask.protocol import keys, session, shard
+from burst_dask.protocol import session, shard
 from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.records import (
     AddRun,
@@ -21,11 +20,8 @@ from burst_dask.protocol.records import (
     Entry,
     Outcomes,
     SessionEntry,
-    ShardRecord,
     Split,
-    decode,
 )
-from burst_dask.store import Span
 
 
 async def tell_run(link: Link, view: RunView) -> Story:
@@ -52,7 +48,13 @@ async def tell_task(link: Link, view: RunView, key: Any) -> Story:
         The graph was deleted, so nothing tells which task has that key.
     """
     await view.survey()
-    number, position = await _find(view, key)
+    found = await find_task(view, key)
+    if found is None:
+        raise ConfigError(
+            f"the graph of run {view.run} was deleted by a cleanup, so nothing tells which task is {key!r}; "
+            "story() without a key tells of the whole run"
+        )
+    number, position = view.plan.locate(found[0])
     names = [each.id for each in view.family(number)]
     entries = await _entries(view, names)
     lines = await _of_session(link, view)
@@ -92,28 +94,6 @@ def _outcome(view: RunView, outcomes: Outcomes, position: int, writer: str) -> s
         if position in tasks:
             return f"did not run, because task {cause} of {view.plan.tasks} had failed"
     return f"failed on {writer}"
-
-
-async def _find(view: RunView, key: Any) -> tuple[int, int]:
-    """Return the plan shard and the position of the task with that key."""
-    near: list[str] = []
-    for number in range(len(view.plan.shards)):
-        place = view.plan.shards[number].place
-        pack = keys.pack(view.run, place.pack)
-        found = await view.store.get_ranges(pack, [Span(place.start, place.end)])
-        if found is None:
-            raise ConfigError(
-                f"the graph of run {view.run} was deleted by a cleanup, so nothing tells which task is {key!r}; "
-                "story() without a key tells of the whole run"
-            )
-        names = pickle.loads(decode(ShardRecord, pack, found[0]).keys)  # noqa: S301 - see README, Security
-        if key in names:
-            return number, names.index(key)
-        if (text := str(key)) in (texts := [str(name) for name in names]):  # as typed at a command line
-            return number, texts.index(text)
-        near += difflib.get_close_matches(text, texts, 1)
-    hint = f"; did you mean {' or '.join(near[:3])}?" if near else ""
-    raise UnknownId(f"run {view.run} has no task {key!r}{hint}")
 
 
 async def _entries(view: RunView, shards: Iterable[ShardId]) -> dict[ShardId, list[Entry]]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from burst_dask.errors import UnknownId
+from burst_dask.journal.names import find_task
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.keys import RunId, ShardId
-from burst_dask.protocol.records import Logs, ShardRecord, decode
-from burst_dask.store.base import Span
-
-#: Shard records that are read together to find the task of a key.
-_TOGETHER = 32
+from burst_dask.protocol.records import Logs, decode
 
 
 class LogRecord(NamedTuple):
@@ -160,7 +156,7 @@ async def of_task(view: RunView, key: Any) -> TaskLog:
     UnknownId
         The run has no such task.
     """
-    found = await _find(view, key)
+    found = await find_task(view, key)
     if found is None:
         return await _find_log(view, key)
     number, its_key = found
@@ -195,26 +191,6 @@ def _lost_workers(view: RunView, shard: ShardId, position: int) -> bool:
     return True
 
 
-async def _find(view: RunView, key: Any) -> tuple[int, Any] | None:
-    """Return the global number of a task and its key, by reading shard records; None when they are gone."""
-    text = str(key)
-    near: list[str] = []
-    shards = view.plan.shards
-    for begin in range(0, len(shards), _TOGETHER):
-        portion = range(begin, min(begin + _TOGETHER, len(shards)))
-        for number, names in zip(portion, await in_parallel(lambda n: _names(view, n), portion), strict=True):
-            if names is None:
-                return None
-            texts = [str(name) for name in names]
-            if text in texts:
-                position = names.index(key) if key in names else texts.index(text)
-                return shards[number].first + position, names[position]
-            near += difflib.get_close_matches(text, texts, 2, 0.6)
-    best = difflib.get_close_matches(text, near, 3, 0.0)
-    hint = f"did you mean {' or '.join(map(repr, best))}?" if best else "its keys are those of the graph as submitted"
-    raise UnknownId(f"run {view.run} has no task {key!r}; {hint}")
-
-
 async def _find_log(view: RunView, key: Any) -> TaskLog:
     """Return the log of a task when the graph is gone, and the logs alone know keys."""
     for log in await Reader(view).news():
@@ -224,17 +200,6 @@ async def _find_log(view: RunView, key: Any) -> TaskLog:
         f"run {view.run} has no log of a task {key!r}; since its graph was cleaned up, "
         "tasks that printed nothing are not known"
     )
-
-
-async def _names(view: RunView, number: int) -> list[Any] | None:
-    """Return the Dask keys of a plan shard, or None when a cleanup has taken the graph away."""
-    place = view.plan.shards[number].place
-    key = keys.pack(view.run, place.pack)
-    found = await view.store.get_ranges(key, [Span(place.start, place.end)])
-    if found is None:
-        return None
-    names: list[Any] = pickle.loads(decode(ShardRecord, key, found[0]).keys)  # noqa: S301
-    return names
 
 
 # ---------------------------------------------------------------------------- what comes

@@ -129,7 +129,7 @@ def test_keys_that_are_not_strings_and_their_text() -> None:
     run = session._submit({("x", 0): (abs, 1)}, [("x", 0)], Asked())
     for key in (("x", 0), "('x', 0)"):
         assert run.story(key).title() == f"Story of task {key!r} of run {run.id}"
-    with pytest.raises(UnknownId, match=r"no task \('x', 1\); did you mean \('x', 0\)"):
+    with pytest.raises(UnknownId, match=r"no task \('x', 1\); did you mean \"\('x', 0\)\""):
         run.story(("x", 1))
 
 

@@ -360,7 +360,7 @@ def test_story(sessions, place):
     assert any(line.what.startswith("failed on") for line in told)
     assert any("did not run, because task" in line.what for line in run.story("after"))
     assert any(line.what.startswith("was completed by") for line in run.story("good"))
-    with pytest.raises(UnknownId, match="has no task 'goood'; did you mean good"):
+    with pytest.raises(UnknownId, match="has no task 'goood'; did you mean 'good'"):
         run.story("goood")
 
 
