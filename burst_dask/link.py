@@ -226,9 +226,11 @@ class Link:
 
     async def announce(self) -> None:
         """Tell the workers that a client waits, unless they have gone for good or the store is read-only."""
-        if await self.condition() == "open":
-            with contextlib.suppress(StoreAccessDenied):
-                await self.append(Attach(self.author.name))
+        if await self.condition() != "open":
+            self.guard.hurry()
+            return
+        with contextlib.suppress(StoreAccessDenied):
+            await self.append(Attach(self.author.name))
 
     async def stay(self) -> None:
         """Give a sign of this client, which waits, before the session's deadline comes near."""
@@ -296,6 +298,10 @@ class Guard:
         self._restarts, self._worked = 0, True
         if self._link.fleet is None:
             self._due = self._link.clock.monotonic() + self._every
+
+    def hurry(self) -> None:
+        """Look at the next check: the session is over, and whoever waits for what is left waits for nobody."""
+        self._due = self._link.clock.monotonic()
 
     def renew(self) -> None:
         """Somebody has started workers, and takes it that they will do better than those before."""

@@ -141,6 +141,17 @@ def test_waiting_for_a_session_that_was_closed_ends(monkeypatch):
     assert run.status().state == "stopped"
 
 
+def test_who_comes_to_wait_for_a_session_that_is_over_is_told_at_once():
+    session = opened(wait_poll_min=0.005)
+    run = session.compute(dask.delayed(1))
+    sync.run(session._link.append(Close()))
+    for store in (session._link.store, ReadOnly(session._link.store)):
+        late = attach(run.id, store=store)
+        with pytest.raises(SessionEnded, match="its workers have gone"):
+            # Less than the time after which heartbeats are listed: that it goes on would not be true.
+            late.wait(timeout=link.CHECK_BEATS_EVERY / 2)
+
+
 # ---------------------------------------------------------------------------- cleanup
 
 
