@@ -6,21 +6,31 @@ Nothing here reads the store.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from burst_dask.report import as_text, counts, flat, frame, money, when
 from burst_dask.worker.memory_watch import format_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table
+
+#: Characters between columns.
+_GAP = 3
 
 
 class _Grid:
     """Prints as a table of many columns."""
+
+    #: columns whose texts are broken into lines where there is little room, and how narrow they become; others are
+    #: never broken, so that an id can be copied
+    wrapped: ClassVar[Mapping[str, int]] = {}
+    #: columns that are left out, in this order, where there is less room than that
+    expendable: ClassVar[tuple[str, ...]] = ()
 
     def header(self) -> tuple[str, ...]:
         raise NotImplementedError
@@ -32,17 +42,30 @@ class _Grid:
     def title(self) -> str:
         raise NotImplementedError
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         from rich import box  # noqa: PLC0415 - only who prints a table needs it
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
         table = Table(title=self.title(), title_justify="left", box=box.SIMPLE)
-        for name in self.header():
-            table.add_column(name, overflow="fold")
-        for line in self.lines():
-            table.add_row(*map(Text, line))
-        return table
+        lines = self.lines()
+        shown = self._fitting(lines, options.max_width)
+        for name in (self.header()[column] for column in shown):
+            table.add_column(name, overflow="fold", no_wrap=name not in self.wrapped)
+        for line in lines:
+            table.add_row(*(Text(line[column]) for column in shown))
+        yield table
+
+    def _fitting(self, lines: list[tuple[str, ...]], width: int) -> list[int]:
+        """Return the columns that are shown in so many characters."""
+        header = self.header()
+        wide = [max(map(len, cells)) for cells in zip(header, *lines, strict=True)]
+        needed = {name: min(size, self.wrapped.get(name, size)) + _GAP for name, size in zip(header, wide, strict=True)}
+        for name in self.expendable:
+            if sum(needed.values()) <= width:
+                break
+            del needed[name]
+        return [column for column, name in enumerate(header) if name in needed]
 
     def __str__(self) -> str:
         return as_text(self)
@@ -69,6 +92,8 @@ class StoryLine:
 
 class Story(_Grid, list[StoryLine]):
     """What happened to a run or a task, oldest first: a list that prints as a table."""
+
+    wrapped: ClassVar = {"what happened": 20}
 
     def __init__(self, title: str, lines: Iterable[StoryLine]) -> None:
         super().__init__(lines)
@@ -117,7 +142,13 @@ class SessionRow:
 
 
 class SessionList(_Grid, list[SessionRow]):
-    """Sessions of a store, the one with the newest activity first: a list that prints as a table."""
+    """Sessions of a store, the one with the newest activity first: a list that prints as a table.
+
+    Where the terminal is narrow some columns are left out; `to_dicts` and `to_frame` have all.
+    """
+
+    wrapped: ClassVar = {"name": 8, "tasks": 12}
+    expendable = ("created", "size", "runs", "cost", "workers", "last activity")
 
     def __init__(self, store: str, rows: Iterable[SessionRow]) -> None:
         super().__init__(rows)
