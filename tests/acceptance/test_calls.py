@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import operator
+import os
+import signal
 
 import dask
 import dask.array as da
@@ -170,4 +172,4 @@ def wait_and_add(n, marks):
 
 
 def kill_one(session):
-    session._link.fleet.processes()[0].kill()
+    os.kill(session._link.fleet.processes()[0].pid, signal.SIGKILL)
