@@ -17,6 +17,8 @@ import time
 from collections import Counter
 from typing import Any
 
+from simulated import busiest, draw, ideal, share_plans
+
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.graph.cutting import shard_size
@@ -28,39 +30,16 @@ from burst_dask.testing.loop import VirtualLoop
 from burst_dask.testing.machines import Client, Job, Worker
 from burst_dask.testing.work import Graph, Work
 
-#: RunTask: calls a second, and how many at once (ANCHORS, "Fargate").
-RATE, BURST = 20.0, 100
-BOOT = (30.0, 60.0)
-
-
-def arrivals(workers: int, boot: str, entropy: Entropy) -> list[float]:
-    """Return when each worker is ready, in seconds after the fleet was asked for."""
-    if boot == "at-once":
-        return [0.0] * workers
-    return [max(0, number - BURST) / RATE + entropy.uniform(*BOOT) for number in range(workers)]
-
-
-def ideal(starts: list[float], work: float) -> float:
-    """Return when workers that start at `starts` could have done `work` seconds of work together."""
-    done = 0.0
-    now = 0.0
-    for working, start in enumerate(sorted(starts)):
-        if done + working * (start - now) >= work:
-            return now + (work - done) / working
-        done, now = done + working * (start - now), start
-    return now + (work - done) / len(starts)
-
 
 class Scale:
     """One simulated run of many workers."""
 
     def __init__(self, workers: int, tasks: int, seconds: float, boot: str, seed: int, per_shard: int | None) -> None:
-        entropy = Entropy(f"scale {seed}")
         self.loop = VirtualLoop()
         self.bucket = Bucket(self.loop, Entropy(f"{seed} bucket"))
         self.seed = seed
-        self.starts = arrivals(workers, boot, entropy)
-        work = [Work(number, seconds=seconds * entropy.uniform(0.8, 1.2)) for number in range(tasks)]
+        self.starts, lengths = draw(workers, tasks, seconds, boot, seed)
+        work = [Work(number, seconds=length) for number, length in enumerate(lengths)]
         bounds = [*range(0, tasks, per_shard or shard_size(tasks, workers, tasks)), tasks]
         self.graph = Graph(work, bounds, range(tasks))
         self.total = sum(each.seconds for each in work)
@@ -131,20 +110,6 @@ class Scale:
         self.mid |= {f"status {verb}s": count for verb, count in client.counting.requests.items() if count}
 
 
-def share_plans() -> None:
-    """Decode a plan once for all workers: a thousand copies of it would only fill this machine's memory."""
-    decode, known = views.decode, {}
-
-    def once(kind: type, name: str, data: bytes) -> Any:
-        if not name.endswith("/plan"):
-            return decode(kind, name, data)
-        if name not in known:
-            known[name] = decode(kind, name, data)
-        return known[name]
-
-    views.decode = once
-
-
 def report(scale: Scale, took: float) -> None:
     best = ideal(scale.starts, scale.total)
     requests: Counter[str] = Counter()
@@ -161,9 +126,8 @@ def report(scale: Scale, took: float) -> None:
     print(f"first task {first:.2f} s after submission, {first - min(scale.starts):.2f} s after the first worker")
     print(f"requests of a worker-second, steady: {middle / max(1, len(steady)) / len(scale.workers):.3f}")
     for kind, limit in (("put", PUT_RATE), ("get", GET_RATE)):
-        rates = {second: counts[kind] for second, counts in arrived.items()}
-        top = max(rates, key=rates.get)
-        print(f"busiest second for {kind}s: {rates[top]} of {limit:.0f}, {top - scale.start:.0f} s after submission")
+        top, count = busiest(scale.bucket, kind)
+        print(f"busiest second for {kind}s: {count} of {limit:.0f}, {top - scale.start:.0f} s after submission")
     print(f"503 answers: {scale.bucket.throttled}")
     print(f"requests of the workers: {dict(requests)}, {cost_of(requests):.2f} USD")
     print(f"requests of the client: {scale.client.counting.requests}")

@@ -1,7 +1,8 @@
 """The ``burst`` command.
 
 Exit codes: 0 done, 1 an error of `burst_dask.errors` (told in one message), 2 wrong usage, 130 Ctrl-C;
-``burst worker`` has one more, see ``worker/README.md``.
+``burst worker`` has one more, see ``worker/README.md``. ``burst doctor`` ends with 0 when every rule holds and with 1
+when one is broken, whatever garbage it finds; ``--json`` tells that from an error, which prints no JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from burst_dask.protocol.keys import session_of
 #: without what only the client needs
 _ELSEWHERE = {
     "demo": "burst_dask.demo:command",
+    "doctor": "burst_dask.doctor:command",
+    "logs": "burst_dask.commands_logs:command",
     "worker": "burst_dask.worker.__main__:command",
 }
 

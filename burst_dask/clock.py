@@ -87,6 +87,11 @@ class Entropy:
         return self._random.sample(items, min(count, len(items)))
 
 
+def wall_time() -> float:
+    """Return seconds since 1970 by this machine, to date what a task prints in its thread. Only shown to people."""
+    return time.time()
+
+
 def thread_time() -> float:
     """Return a monotonic reading for timing code inside one executor thread, in seconds."""
     return time.perf_counter()

@@ -49,6 +49,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: in a run of so many shards idle workers look at heartbeats rather than at all logs: these soon fill
     #: more than a page of a listing
     large_run: int = 500
+    #: whether idle workers run a second copy of a task that takes much longer than others; the first one to end
+    #: counts. Tasks annotated with ``impure=True`` never have one
+    backups: bool = True
     #: results up to this many bytes each ride in the entry itself …
     inline_result: int = 16_384
     #: … up to this many bytes an entry
@@ -57,6 +60,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     release_grace: float = 1.0
     #: how many workers a task may lose, alone, before its outcome is WorkerLost
     lost_workers: int = 3
+    #: pause before a task that failed is tried again, if it may be (`retries`); doubles with each try, up to a
+    #: minute: most of what goes away by itself (throttling, a connection) has by then. 0 tries at once
+    retry_delay: float = 1.0
     #: bytes; None divides the machine's memory by its workers. Past 0.95 of it a worker is replaced
     memory_limit: int | None = None
     #: fraction of the memory limit beyond which results are spilled to disk
@@ -88,7 +94,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raise `ConfigError` for values that cannot work."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if isinstance(value, int | float) and value <= 0:
+            if name == "retry_delay" and value == 0:
+                continue
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
                 raise ConfigError(f"{name}={value!r}: must be more than 0")
         if self.lease < 2 * self.heartbeat:
             raise ConfigError(

@@ -17,12 +17,14 @@
     │   └── UnsupportedGraph        the graph needs something that workers do not share
     ├── TaskFailed              a task has an error as its outcome
     │   ├── WorkerLost              workers died whenever they ran it
+    │   ├── TaskTimeout             it ran for longer than its time limit
     │   ├── UnstorableResult        its result cannot be pickled
     │   └── RemoteTaskError         its own exception could not be carried over
     ├── RunCancelled            somebody cancelled the run
     ├── WaitTimeout             the time ran out; the run goes on
     ├── FleetError              workers could not be started, or all refused the session
-    │   └── VersionMismatch         worker and client differ in Python or Dask
+    │   ├── VersionMismatch         worker and client differ in Python or Dask
+    │   └── EnvironmentFailed       the session's code or packages could not be put in place
     └── ProtocolError           a rule of PROTOCOL.md is broken: please report it
         ├── IllegalTransition       an entry that the shard's state does not allow
         └── InvariantBroken         what a run left in its store does not agree with itself
@@ -95,6 +97,10 @@ class WorkerLost(TaskFailed):
     """Workers died each time they ran the task (killed, out of memory, crashed in native code)."""
 
 
+class TaskTimeout(TaskFailed, TimeoutError):
+    """The task ran for longer than its time limit, and was given up."""
+
+
 class UnstorableResult(TaskFailed, TypeError):
     """A task's result cannot be pickled, and is needed outside of the worker that computed it."""
 
@@ -125,6 +131,10 @@ class FleetError(BurstError):
 
 class VersionMismatch(FleetError):
     """Worker and client differ in Python minor version or in Dask version."""
+
+
+class EnvironmentFailed(FleetError):
+    """The session's code could not be unpacked, or its packages not be installed, on a worker."""
 
 
 class ProtocolError(BurstError):

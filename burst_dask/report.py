@@ -144,6 +144,8 @@ class SessionStatus(_Table):
     #: in the order of their submission
     runs: tuple[RunStatus, ...]
     settings: dict[str, Any]
+    #: what is amiss with its workers, in words
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as what JSON can hold."""
@@ -158,6 +160,7 @@ class SessionStatus(_Table):
             ("store", self.store),
             ("opened on", self.host),
             ("workers", str(self.workers)),
+            *(("note", note) for note in self.notes),
             ("runs", str(len(self.runs))),
             *((run.id, f"{run.state}, {run.done} of {run.total} done, {run.failed} failed") for run in self.runs),
         ]

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from burst_dask import collecting, replaying, report, sync
+from burst_dask import collecting, replaying, report, sync, tasklogs
 from burst_dask.collecting import Collected, Results
 from burst_dask.errors import (
     ConfigError,
@@ -33,6 +33,7 @@ from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Attach, Cancel, Plan
 from burst_dask.report import RunStatus, WorkersStatus
 from burst_dask.submission import numbers, unpack
+from burst_dask.tasklogs import TaskLog
 from burst_dask.watching import Watch
 
 
@@ -235,6 +236,25 @@ class Run:
             return True
 
         return sync.run(cancel())
+
+    def logs(self, key: Any) -> TaskLog:
+        """Return what a task has printed, and its `logging` records: `str` of it is the text.
+
+        Of each try of the task the last 64 KB are kept, and are there when its worker is not. They come
+        with the outcome, or when another try follows. What a worker printed that died before, and what
+        subprocesses and native code write, is only in the worker's own log.
+
+        Parameters
+        ----------
+        key
+            The task's Dask key, or its text.
+
+        Raises
+        ------
+        UnknownId
+            The run has no such task; the message lists what is spelled alike.
+        """
+        return sync.run(tasklogs.of_task(self._view, key))
 
     def status(self) -> RunStatus:
         """Return how far the run is, at a few requests whatever its size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import dask
@@ -15,10 +15,12 @@ from dask.core import flatten
 from dask.utils import shorten_traceback
 
 from burst_dask import link as links
-from burst_dask import sync
+from burst_dask import sync, tasklogs
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
+from burst_dask.environment.packing import pack
+from burst_dask.environment.versions import own_versions
 from burst_dask.errors import ConfigError, StoreUnavailable, UnknownId
 from burst_dask.fleet.base import Fleet
 from burst_dask.fleet.inprocess import InProcessFleet
@@ -32,10 +34,10 @@ from burst_dask.protocol.records import Manifest, Scale
 from burst_dask.protocol.session import SessionState
 from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.run import Run, run_status
-from burst_dask.store import Store, open_store, requests_of
+from burst_dask.store import Hedging, Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
+from burst_dask.tasklogs import TaskLog
 from burst_dask.worker.memory_watch import processors
-from burst_dask.worker.process import own_versions
 
 _BRING_YOUR_OWN = (
     "with fleet=None the session starts no workers, and you bring your own: burst worker --session ID --store URL"
@@ -60,6 +62,11 @@ class Session(Calling):
         given by name as well.
     name
         Shown to people; any text.
+    code
+        Local packages and modules that tasks import, such as ``["src/mypkg", "helpers.py"]``: workers get
+        them as they are now.
+    packages
+        What workers install with pip before they start, such as ``["rasterio>=1.3"]``.
     progress
         Whether waiting shows a progress bar; None: on a terminal and in a notebook.
     **settings
@@ -97,11 +104,14 @@ class Session(Calling):
         fleet: str | None = "local",
         endpoint_url: str | None = None,
         name: str | None = None,
+        code: Sequence[str | os.PathLike[str]] = (),
+        packages: Sequence[str] = (),
         progress: bool | None = None,
         **settings: Any,
     ) -> None:
         options, checked = _split(settings, endpoint_url)
         wanted = _check_workers(workers, fleet)
+        packed = pack(code, packages)
         opened = _open(store, options)
         clock, entropy = SystemClock(), Entropy()
         manifest = Manifest(
@@ -111,12 +121,13 @@ class Session(Calling):
             host=platform.node(),
             versions=own_versions(),
             settings=checked.to_dict(),
+            environment=packed.environment,
         )
         author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
         self._link = Link(opened, manifest, checked, author, SessionState())
         self._progress = progress
         self._entered: list[dask.config.set] = []
-        sync.run(links.create(self._link, wanted))
+        sync.run(links.create(self._link, wanted, packed.archive))
         if wanted is not None:
             self._start(wanted)
 
@@ -184,9 +195,20 @@ class Session(Calling):
                 workers=seen.status,
                 runs=tuple(run for run in runs if run is not None),
                 settings=link.manifest.settings,
+                notes=await links.notes(link, seen),
             )
 
         return sync.run(look())
+
+    def logs(self, worker: str | None = None) -> list[TaskLog]:
+        """Return what tasks of all runs have printed, in order of time; see `Run.logs`.
+
+        Parameters
+        ----------
+        worker
+            Only what was printed on the worker of that id.
+        """
+        return sync.run(tasklogs.of_session(self._link, worker))
 
     # ------------------------------------------------------------------ submitting
 
@@ -200,7 +222,7 @@ class Session(Calling):
         traverse, optimize_graph
             As of `dask.compute`.
         **keywords
-            ``priority``, ``retries`` and ``resources``, as of `get`.
+            ``priority``, ``retries``, ``retry_on``, ``task_timeout`` and ``resources``, as of `get`.
 
         Examples
         --------
@@ -230,8 +252,10 @@ class Session(Calling):
         keys
             A key, or nested lists of keys.
         **keywords
-            ``priority`` (int), ``retries`` (int) and ``resources`` (dict) for all tasks of the graph
-            that are not annotated otherwise. ``num_workers``, ``pool`` and ``chunksize`` say how a
+            ``priority`` (int), ``retries`` (int), ``retry_on`` (classes of exceptions after which a task is tried
+            again, or their names; any by default), ``task_timeout`` (seconds that a try of a task may take) and
+            ``resources`` (dict) for all tasks of the graph that are not annotated otherwise (the annotation of a
+            time limit is ``timeout``). ``num_workers``, ``pool`` and ``chunksize`` say how a
             scheduler in this process runs tasks and are without effect. All others are refused.
 
         Raises
@@ -294,6 +318,7 @@ class Session(Calling):
         if link.fleet.alive() > workers:
             link.fleet.stop()
         link.fleet.ensure(workers)
+        link.guard.renew()
 
     def cleanup(self, force: bool = False) -> None:
         """Stop this session's workers, nobody else's, and delete what it has stored.
@@ -401,10 +426,21 @@ def _check_workers(workers: int | None, fleet: str | None) -> int | None:
 
 def _open(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
     if isinstance(store, str | os.PathLike) or store is None:
-        return open_store(store, **options)
+        opened = open_store(store, **options)
+        # A person waits here, and of many reads of a remote store some are slow.
+        return Hedging(opened) if _is_remote(opened.url) else opened
     if options:
         raise ConfigError(f"{', '.join(options)}: an open store takes no options")
     return store
+
+
+def _is_remote(url: str) -> bool:
+    """Tell whether reads go over a network.
+
+    >>> _is_remote("s3://bucket/prefix"), _is_remote("file:///data"), _is_remote("slow+file:///data")
+    (True, False, True)
+    """
+    return not url.startswith(("file://", "memory://"))
 
 
 def _fleet_here(link: Link) -> Fleet:

@@ -15,6 +15,7 @@ import msgspec
 from burst_dask import sync
 from burst_dask.errors import BurstError, ConfigError, StoreUnavailable, UnpicklableTask
 from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize, unpack_outputs
+from burst_dask.graph.shards import exceptions, seconds
 from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
@@ -177,6 +178,10 @@ class Asked(NamedTuple):
     priority: int = 0
     retries: int = 0
     resources: Mapping[str, float] | None = None
+    #: seconds that a try of each task may take
+    task_timeout: float | None = None
+    #: exceptions, or names of such, after which a task may be tried again
+    retry_on: Any = None
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Asked:
@@ -194,16 +199,24 @@ class Asked(NamedTuple):
                 raise ConfigError(f"{name}={getattr(result, name)!r}: must be a whole number")
         if result.retries < 0:
             raise ConfigError(f"retries={result.retries}: must be 0 or more")
+        if result.task_timeout is not None:
+            seconds(result.task_timeout)
+        if result.retry_on is not None:
+            exceptions(result.retry_on)
         if result.resources is not None and not isinstance(result.resources, Mapping):
             raise ConfigError(f"resources={result.resources!r}: must be a dict such as {{'GPU': 1}}")
         return result
 
     def annotate(self, dsk: Mapping[Any, Any], annotations: dict[str, dict[Any, Any]]) -> None:
         """Note what was asked for with all tasks that are not annotated otherwise."""
-        if self.retries:
-            annotations["retries"] = dict.fromkeys(dsk, self.retries) | annotations.get("retries", {})
-        if self.resources:
-            annotations["resources"] = dict.fromkeys(dsk, self.resources) | annotations.get("resources", {})
+        for name, value in (
+            ("retries", self.retries or None),
+            ("resources", self.resources or None),
+            ("timeout", self.task_timeout),
+            ("retry_on", self.retry_on),
+        ):
+            if value is not None:
+                annotations[name] = dict.fromkeys(dsk, value) | annotations.get(name, {})
 
 
 #: How a scheduler in this process runs tasks; here the session's workers say that.

@@ -13,10 +13,8 @@ import psutil
 
 from burst_dask import Session, sync
 from burst_dask.fleet import records
-from burst_dask.journal import log
-from burst_dask.journal.view import RunView
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.shard import fold
+from burst_dask.testing.invariants import assert_run_invariants
 
 #: Quick to notice a death, and to look for work.
 QUICK = {
@@ -49,6 +47,11 @@ class Marks:
 
     def open(self, gate: str) -> None:
         (self.directory / gate).touch()
+
+    def wait_for(self, gate: str) -> None:
+        """Wait, in a task, until the test has opened that gate."""
+        while not (self.directory / gate).exists():
+            time.sleep(0.005)
 
 
 def start_worker(session: Session, processes: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
@@ -88,22 +91,5 @@ def kill_all(session: Session) -> None:
 
 
 def check(session: Session, run: str) -> None:
-    """Fold every shard log of a run: each entry must follow from those before it."""
-
-    async def look() -> None:
-        store = session._link.store
-        view = await RunView.open(store, RunId(run))
-        assert view is not None
-        await view.survey()
-        done = 0
-        for number in range(len(view.plan.shards)):
-            for shard in view.family(number):
-                tasks = shard.index.tasks
-                for child in shard.index.children.values():
-                    tasks |= child
-                entries = [(await log.read(store, view.run, shard.id, n))[0] for n in range(shard.next)]
-                state = fold(shard.id, tasks, entries)
-                done += len(state.index.outcomes.all)
-        assert done == view.plan.tasks  # one outcome for each task
-
-    sync.run(look())
+    """Check that a run keeps every rule and that each task has its outcome."""
+    sync.run(assert_run_invariants(session._link.store, RunId(run), complete=True))

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+# What tests of other folders play with, too: the stage of the agent, the contract of stores.
+sys.path.insert(0, str(Path(__file__).parent / "worker"))
+sys.path.insert(0, str(Path(__file__).parent / "store"))
 sys.path.insert(0, str(Path(__file__).parent))
 import servers
 from acting import Marks, children
+
+if TYPE_CHECKING:
+    from breaking import Case
+
+    from burst_dask.protocol.keys import RunId
 
 pytest.register_assert_rewrite("contract")
 
@@ -101,3 +111,19 @@ def external(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
         for one in [*children(process.pid), process]:
             one.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def healthy() -> tuple[RunId, dict[str, bytes]]:
+    """A run that agents have completed, and all objects of its store."""
+    from breaking import play
+
+    return asyncio.run(play())
+
+
+@pytest.fixture
+async def case(healthy: tuple[RunId, dict[str, bytes]]) -> Case:
+    """A copy of it, to be broken."""
+    from breaking import Case
+
+    return await Case.copy_of(*healthy)

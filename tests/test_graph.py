@@ -20,7 +20,7 @@ from dask.tokenize import tokenize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burst_dask.errors import GraphError, UnpicklableTask, UnsupportedGraph
+from burst_dask.errors import ConfigError, GraphError, UnpicklableTask, UnsupportedGraph
 from burst_dask.graph import (
     LargeConstantWarning,
     MissingKey,
@@ -283,6 +283,25 @@ def test_annotations_of_layers_and_of_the_moment() -> None:
         "first": {"retries": 3, "resources": {"GPU": 1.0}},
         "second": {"retries": 1, "priority": 6},
     }
+
+
+def test_time_limits_and_exceptions_to_retry_on() -> None:
+    graph = HighLevelGraph.from_collections("a", {"x": (inc, 1)}, [])
+    graph.layers["a"].annotations = {"timeout": 5, "retry_on": OSError}
+    assert notes(*store(shard(graph, ["x"]))) == {"x": {"timeout": 5.0, "retry_on": ["builtins.OSError"]}}
+    with dask.annotate(retry_on=[ConnectionError, "mylib.Busy"]):  # names, so that workers need not import it
+        found = notes(*store(shard({"x": (inc, 1)}, ["x"])))
+    assert found == {"x": {"retry_on": ["builtins.ConnectionError", "mylib.Busy"]}}
+    with dask.annotate(retry_on=ConnectionError):
+        assert notes(*store(shard({"x": (inc, 1)}, ["x"]))) == {"x": {"retry_on": ["builtins.ConnectionError"]}}
+
+
+@pytest.mark.parametrize(
+    "bad", [{"timeout": 0}, {"timeout": "5"}, {"timeout": True}, {"retry_on": 3}, {"retry_on": int}]
+)
+def test_annotations_that_cannot_be_heeded_are_refused(bad: dict[str, Any]) -> None:
+    with dask.annotate(**bad), pytest.raises(ConfigError, match=f"{next(iter(bad))}="):
+        shard({"x": (inc, 1)}, ["x"])
 
 
 def test_annotations_of_a_high_level_graph() -> None:

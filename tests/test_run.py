@@ -19,6 +19,7 @@ from burst_dask import Session, attach, link, sync
 from burst_dask.errors import (
     ConfigError,
     CorruptObject,
+    EnvironmentFailed,
     FleetError,
     RunCancelled,
     StoreAccessDenied,
@@ -29,7 +30,8 @@ from burst_dask.errors import (
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.link import Link
 from burst_dask.protocol import keys
-from burst_dask.protocol.records import Ended, Manifest, Scale, decode, encode
+from burst_dask.protocol.keys import WorkerId
+from burst_dask.protocol.records import Beat, Ended, Manifest, Scale, decode, encode
 from burst_dask.store import open_store
 from burst_dask.submission import Asked
 
@@ -293,6 +295,7 @@ class Refusing:
     ("reason", "error", "message"),
     [
         ("refused", VersionMismatch, "Python 3.1 here, 3.2 in the client"),
+        ("unprepared", EnvironmentFailed, "pip said: no such package"),
         ("died", FleetError, "killed by SIGILL"),
     ],
 )
@@ -303,6 +306,45 @@ def test_a_fleet_that_cannot_work_ends_the_wait(alone, monkeypatch, reason, erro
     alone._link.fleet = Refusing(alone._link, reason, message)
     with pytest.raises(error, match=message):
         run.wait(timeout=30)
+
+
+class OneAfterAnother:
+    """A fleet whose workers end unprepared, each when the next has come up."""
+
+    def __init__(self, link):
+        self.link = link
+        self.started = 0
+
+    def ensure(self, workers):
+        self.started += 1
+        self.end(self.started - 1)
+        name = WorkerId(f"w{self.started}")
+        beat = Beat(worker=name, host="h", pid=1, threads=1, started=0.0)
+        sync.run(self.link.store.put(keys.beat(self.link.session, name), encode(beat)))
+        return 1
+
+    def end(self, number):
+        name = WorkerId(f"w{number}")
+        record = Ended(worker=name, reason="unprepared", message="pip said: no", wrote=float(number))
+        sync.run(self.link.store.put(keys.ended(self.link.session, name), encode(record)))
+
+
+def test_workers_that_cannot_be_prepared_are_not_started_for_ever(alone, monkeypatch):
+    monkeypatch.setattr(link, "CHECK_FLEET_EVERY", 0.0)
+    alone._link.fleet = fleet = OneAfterAnother(alone._link)
+    sync.run(alone._link.append(Scale(1)))
+    guard = alone._link.guard
+    for _ in range(3):  # one is alive and may do better, but no others are started
+        sync.run(guard.check())
+        assert fleet.started == 1
+    fleet.end(1)
+    for _ in range(2):
+        with pytest.raises(EnvironmentFailed, match=r"could not be prepared for it\. The last one: pip said: no"):
+            sync.run(guard.check())
+    assert fleet.started == 1
+    guard.renew()  # somebody has called scale(…)
+    sync.run(guard.check())
+    assert fleet.started == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -100,6 +100,11 @@ def test_keywords(burst):
         burst.get(dsk, "x", retries="2")
     with pytest.raises(ConfigError, match="resources=3"):
         burst.get(dsk, "x", resources=3)
+    with pytest.raises(ConfigError, match="timeout=0 of a task"):
+        burst.get(dsk, "x", task_timeout=0)
+    with pytest.raises(ConfigError, match="retry_on=<class 'int'>"):
+        burst.get(dsk, "x", retry_on=int)
+    assert burst.get(dsk, "x", task_timeout=60, retry_on=OSError) == 3
 
 
 def test_retries(burst, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 from burst_dask.clock import Entropy
 from burst_dask.protocol.keys import SessionId, WorkerId
@@ -14,7 +15,8 @@ class InProcessFleet:
     """Agents in background threads, each with an event loop of its own.
 
     They end with this process, and share its memory and its interpreter lock: for tests and
-    for trying things out.
+    for trying things out. A task that never returns keeps its thread, and this process from
+    exiting, also when its time limit is over.
 
     Parameters
     ----------
@@ -69,10 +71,14 @@ class _Thread(threading.Thread):
         self._stopping = asyncio.Event()
 
     def run(self) -> None:
-        from burst_dask.worker.process import run_agent  # noqa: PLC0415 - imports Dask
+        from burst_dask.worker.agent import STUCK  # noqa: PLC0415 - imports Dask
+        from burst_dask.worker.process import run_agent  # noqa: PLC0415
 
+        store, session, worker = self._arguments
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(run_agent(*self._arguments, threads=self._threads, memory_limit=None, stop=self._stopping))
+            options: dict[str, Any] = {"threads": self._threads, "memory_limit": None, "stop": self._stopping}
+            while runner.run(run_agent(store, session, worker, **options)) == STUCK:
+                worker = WorkerId(Entropy().token())  # its threads are lost to this process
 
     def stop(self) -> None:
         """Ask the agent to hand over and end; from any thread, also when it has ended."""

@@ -167,7 +167,9 @@ def _annotate(dsk: Mapping[Any, GraphNode], by_name: Annotations, everywhere: Ma
     """Return the annotations of the tasks in `dsk`: those of a layer go before those in force now."""
     result: Annotations = {}
     for name, value in everywhere.items():
-        result[name] = {key: value(key) if callable(value) else value for key in dsk}
+        # A class is a value: `retry_on` takes those of exceptions.
+        each = callable(value) and not isinstance(value, type)
+        result[name] = {key: value(key) if each else value for key in dsk}
     for name, values in by_name.items():
         known = {key: value for key, value in values.items() if key in dsk and value is not None}
         result.setdefault(name, {}).update(known)

@@ -14,6 +14,7 @@ from typing import Any
 from dask._task_spec import GraphNode
 
 from burst_dask import serialize
+from burst_dask.errors import ConfigError
 from burst_dask.graph import cutting, weighing
 from burst_dask.graph.blame import blame
 from burst_dask.graph.reading import Annotations, Externals, ordered
@@ -358,7 +359,7 @@ def _beside(bounds: Sequence[int], sizes: Mapping[int, Mapping[int, int]]) -> di
 def _notes(annotations: Annotations, number: Mapping[Any, int]) -> dict[int, dict[str, Any]]:
     """Return what workers know how to heed, by number of the task."""
     notes: dict[int, dict[str, Any]] = {}
-    for name, read in (("retries", int), ("priority", int), ("resources", _resources), ("timeout", float)):
+    for name, read in _HEEDED.items():
         for key, value in annotations.get(name, {}).items():
             notes.setdefault(number[key], {})[name] = read(value)
     return notes
@@ -366,6 +367,45 @@ def _notes(annotations: Annotations, number: Mapping[Any, int]) -> dict[int, dic
 
 def _resources(value: Mapping[str, float]) -> dict[str, float]:
     return {str(name): float(amount) for name, amount in value.items()}
+
+
+def seconds(value: Any) -> float:
+    """Return a time limit, or raise `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"timeout={value!r} of a task: must be a number of seconds, more than 0")
+    return float(value)
+
+
+def exceptions(value: Any) -> list[str]:
+    """Return the names of exception classes, given as such or as names, one or several; or raise `ConfigError`.
+
+    Examples
+    --------
+    >>> exceptions((ConnectionError, "botocore.exceptions.ClientError", "TimeoutError"))
+    ['builtins.ConnectionError', 'botocore.exceptions.ClientError', 'TimeoutError']
+    """
+    names = []
+    for item in value if isinstance(value, list | tuple | set | frozenset) else [value]:
+        # Dask calls what annotates a layer, if it can be called, with each key: of a class that makes an exception.
+        kind = type(item) if isinstance(item, BaseException) else item
+        if isinstance(kind, type) and issubclass(kind, BaseException):
+            names.append(f"{kind.__module__}.{kind.__qualname__}")
+        elif isinstance(kind, str) and kind:
+            names.append(kind)
+        else:
+            raise ConfigError(f"retry_on={item!r}: must be classes of exceptions, or their names")
+    return names
+
+
+#: What workers know how to heed, and what makes a record's value of an annotation's.
+_HEEDED: dict[str, Callable[[Any], Any]] = {
+    "retries": int,
+    "priority": int,
+    "resources": _resources,
+    "impure": bool,
+    "timeout": seconds,
+    "retry_on": exceptions,
+}
 
 
 def _warn(names: Sequence[Any], sizes: Mapping[int, Mapping[int, int]], limit: int) -> None:

@@ -28,8 +28,6 @@ from burst_dask.store.requests import PAGE
 PARALLEL = 32
 #: The same for a survey of a whole run, which somebody waits for: 100 a second and 30 ms each make 3,300 a second.
 SURVEY_PARALLEL = 100
-#: Seconds after which a read of a survey is sent again: five times what 95 of 100 take.
-HEDGE_AFTER = 0.35
 #: Entries of one log read one after another before a listing leads to its newest: as much time as that takes,
 #: and a third of its price.
 READ_ON = 4
@@ -54,22 +52,6 @@ async def in_parallel(function: Callable[[T], Awaitable[U]], items: Iterable[T],
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the first that failed; the others were cancelled
     return [task.result() for task in tasks]
-
-
-async def hedged(function: Callable[[], Awaitable[U]], after: float) -> U:
-    """Return what `function` returns, calling it once more when that takes longer than `after` seconds.
-
-    Of thousands of requests some are slow; a second one seldom is (AWS advises to retry slow reads).
-    """
-    first = asyncio.ensure_future(function())
-    done, _ = await asyncio.wait({first}, timeout=after)
-    if done:
-        return first.result()
-    second = asyncio.ensure_future(function())
-    done, slower = await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
-    for task in slower:
-        task.cancel()
-    return done.pop().result()
 
 
 class TaskOutcome(NamedTuple):
@@ -275,9 +257,7 @@ class RunView:
             behind = [shard for shard in choose(behind) if self._parent_known(shard)]
         # Parents first, because a child's beginning is known through its parent.
         for depth in sorted({shard.count("-") for shard in behind}):
-            await in_parallel(
-                self._jump_soon, [shard for shard in behind if shard.count("-") == depth], SURVEY_PARALLEL
-            )
+            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth], SURVEY_PARALLEL)
 
     async def glance(self, choose: Callable[[list[ShardId]], list[ShardId]]) -> set[ShardId] | None:
         """Learn the newest of some shards by one listing; None, once and for all, if the run is too large for that.
@@ -302,7 +282,9 @@ class RunView:
 
     def open_shards(self) -> list[ShardId]:
         """Return the touched shards that are not known to be complete."""
-        return sorted(shard for shard in self._touched if not self._is_complete(shard) and self._parent_known(shard))
+        # Of a child shard that was read before it was listed no listing of folders need tell again.
+        known = self._touched | self.shards.keys()
+        return sorted(shard for shard in known if not self._is_complete(shard) and self._parent_known(shard))
 
     def hear(self, shard: ShardId, next: int) -> None:
         """Take in that a shard has `next` entries at least: reading on begins with the last of them."""
@@ -385,9 +367,6 @@ class RunView:
             raise CorruptObject(f"entry {newest} of shard {shard} of run {self.run} was listed and is gone")
         self.learn(Shard.at(shard, found[0]))
         self.keep_inline(shard, newest, found[1])
-
-    async def _jump_soon(self, shard: ShardId) -> None:
-        await hedged(lambda: self._jump(shard), HEDGE_AFTER)
 
     # ------------------------------------------------------------------ results
 

@@ -78,7 +78,10 @@ def unpack(name: str, kind: int, data: Buffer) -> tuple[bytes, int]:
     if its_kind != kind:
         raise CorruptObject(f"{name}: record of kind {its_kind}, expected {kind}")
     if flags & _ZSTD:
-        header = decompress(header)
+        try:
+            header = decompress(header)
+        except zstandard.ZstdError as error:
+            raise CorruptObject(f"{name}: {error}") from error
     return header, end
 
 

@@ -7,12 +7,15 @@
     s/<session>/log/<n>                          session log
     s/<session>/workers/<worker>/beat            heartbeat, rewritten
     s/<session>/workers/<worker>/ended           the worker is gone, and why (create-only)
+    s/<session>/code/<digest>                    code that workers put on their path: a zip
+    s/<session>/differences/<digest>             how packages of some workers differ from the client's
     s/<session>/runs/<run>/plan                  written last: the run exists when it does
     s/<session>/runs/<run>/names                 Dask keys of what was asked for, if too many for the plan
     s/<session>/runs/<run>/complete              somebody has seen that every task has its outcome
     s/<session>/runs/<run>/packs/<n>             shard records, one after another
     s/<session>/runs/<run>/log/<shard>/<n>       shard log
     s/<session>/runs/<run>/segments/<shard>/<s>  large results, one after another
+    s/<session>/runs/<run>/logs/<shard>/<s>      what the tasks of one entry have printed
 
 Entry numbers are zero-padded, so that a listing is in log order and its last key is the
 newest. A run id is ``<session>.<own part>``: it alone is enough to find the run.
@@ -66,6 +69,18 @@ def session_log(session: SessionId) -> str:
     return f"s/{session}/log/"
 
 
+def code(session: SessionId, digest: str) -> str:
+    return f"s/{session}/code/{digest}"
+
+
+def differences(session: SessionId) -> str:
+    return f"s/{session}/differences/"
+
+
+def difference(session: SessionId, digest: str) -> str:
+    return differences(session) + digest
+
+
 def workers(session: SessionId) -> str:
     return f"s/{session}/workers/"
 
@@ -88,9 +103,22 @@ def split_worker_key(key: str) -> tuple[WorkerId, str]:
     return WorkerId(worker), kind
 
 
+def runs(session: SessionId) -> str:
+    return f"s/{session}/runs/"
+
+
+def run_in(session: SessionId, folder: str) -> RunId:
+    """Return the id of the run whose objects lie in a folder directly below `runs`.
+
+    >>> run_in(SessionId("k3w9x2mq"), "7gfh2y")
+    'k3w9x2mq.7gfh2y'
+    """
+    return RunId(f"{session}.{folder}")
+
+
 def run_prefix(run: RunId) -> str:
     session, _, own = run.partition(".")
-    return f"s/{session}/runs/{own}/"
+    return f"{runs(SessionId(session))}{own}/"
 
 
 def plan(run: RunId) -> str:
@@ -119,6 +147,10 @@ def shard_log(run: RunId, shard: ShardId) -> str:
 
 def segment(run: RunId, shard: ShardId, name: str) -> str:
     return f"{run_prefix(run)}segments/{shard}/{name}"
+
+
+def task_logs(run: RunId, shard: ShardId, name: str) -> str:
+    return f"{run_prefix(run)}logs/{shard}/{name}"
 
 
 def entry(log: str, number: int) -> str:

@@ -21,11 +21,15 @@ STORE_LATENCY = 0.04
 #: A holder commits, to reserve more, when less than this many seconds of reserved work is left:
 #: several PUTs, so that threads seldom wait for one.
 RESERVE_LOW_WATER = 0.25
+#: A task is a straggler when it takes so many times as long as others of its kind.
+STRAGGLER_FACTOR = 3.0
 #: What is no more than this many times the usual portion is not cut in two.
 NEARLY = 1.5
 #: Times a second that all idle workers together look for work: with a handful of requests each that is
 #: well below what one prefix takes (5,500 GET a second).
-TOGETHER = 250
+TOGETHER = 160
+#: Longest pause between two tries of a task, in seconds.
+RETRY_LONGEST = 60.0
 #: Finished results of this many bytes are committed without waiting for more.
 COMMIT_BYTES = 32 << 20
 
@@ -37,6 +41,41 @@ def backoff(attempt: int, low: float, high: float, factor: float = 2.0) -> float
     [1.0, 2.0, 4.0, 8.0, 16.0, 30]
     """
     return min(high, low * factor ** min(attempt, 64))
+
+
+def retry_pause(tries: int, first: float) -> float:
+    """Return the seconds between try number `tries` of a task, which failed, and the next.
+
+    Parameters
+    ----------
+    first
+        `Settings.retry_delay`.
+
+    >>> [retry_pause(tries, 1.0) for tries in (1, 2, 3, 10)], retry_pause(3, 0.0)
+    ([1.0, 2.0, 4.0, 60.0], 0.0)
+    """
+    return backoff(tries - 1, first, RETRY_LONGEST)
+
+
+def may_retry(raised: Iterable[str], retry_on: Iterable[str] | None) -> bool:
+    """Tell whether an exception is one of those after which a task may be tried again.
+
+    Parameters
+    ----------
+    raised
+        ``module.name`` of the exception's class and of its bases.
+    retry_on
+        Names of classes, with or without their module; None names all.
+
+    >>> may_retry(["builtins.ConnectionError", "builtins.OSError"], ["OSError", "mylib.Busy"])
+    True
+    >>> may_retry(["builtins.ValueError"], ["OSError"]), may_retry(["builtins.ValueError"], None)
+    (False, True)
+    """
+    if retry_on is None:
+        return True
+    wanted = set(retry_on)
+    return any(name in wanted or name.rpartition(".")[2] in wanted for name in raised)
 
 
 def patience(waited: float, low: float, high: float) -> float:
@@ -70,7 +109,7 @@ def in_turn(low: float, workers: int) -> float:
     finds it for all, and one prefix of the store takes no more than a few thousand requests a second.
 
     >>> in_turn(1.0, 8), in_turn(1.0, 10_000)
-    (1.0, 40.0)
+    (1.0, 62.5)
     """
     return max(low, workers / TOGETHER)
 
@@ -81,7 +120,7 @@ def between_judgements(heartbeat: float, workers: int) -> float:
     Nothing dies faster than heartbeats come. A listing of many takes many requests, at 1,000 each.
 
     >>> between_judgements(10.0, 100), between_judgements(10.0, 10_000)
-    (10.0, 400.0)
+    (10.0, 625.0)
     """
     return max(heartbeat, in_turn(0.0, workers) * -(-workers // 1000))
 
@@ -108,6 +147,26 @@ def worth_storing(seconds: float, size: int) -> bool:
     worth storing when it took ten times what storing takes.
     """
     return seconds > 10 * (STORE_LATENCY + size / STORE_SPEED)
+
+
+def straggles(age: float, usual: float | None, interval: float) -> bool:
+    """Tell whether a reserved task takes so long that a second try may well end first.
+
+    As cubed's ``should_launch_backup`` (there: three times the median).
+
+    Parameters
+    ----------
+    age
+        Seconds since the shard's newest entry was first seen: a task that runs has run for that long at least.
+    usual
+        Seconds that tasks of its kind took on this worker; None when it never ran one.
+    interval
+        `Settings.commit_interval`: an entry may be that old while all is well.
+
+    >>> straggles(41, 10, 5), straggles(39, 10, 5), straggles(1000, None, 5)
+    (True, False, False)
+    """
+    return usual is not None and age > STRAGGLER_FACTOR * usual + 2 * interval
 
 
 class CommitFacts(NamedTuple):

@@ -98,7 +98,7 @@ class Plan(Record, frozen=True, tag="plan", kw_only=True):
 class Names(Record, frozen=True, tag="names", kw_only=True):
     """What `Plan.names` is too small for."""
 
-    KIND = 8
+    KIND = 9
     keys: bytes
 
 
@@ -124,7 +124,7 @@ class ShardRecord(Record, frozen=True, tag="shard", kw_only=True):
     dependents: dict[int, tuple[int, ...]]
     #: positions whose results were asked for
     outputs: Bitmap
-    #: position -> {"retries": int, "priority": int, "resources": {str: float}, …}
+    #: position -> {"retries": int, "priority": int, "resources": {str: float}, "timeout": seconds, "retry_on": names}
     annotations: dict[int, dict[str, Any]]
     #: one pickle of the list of runnable nodes, see `burst_dask.serialize`
     payload: bytes
@@ -146,7 +146,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     reserved: Bitmap
 
 
-class Outcomes(msgspec.Struct, frozen=True):
+class Outcomes(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of some tasks. Several of these merge by union."""
 
     done: Bitmap = EMPTY
@@ -158,6 +158,10 @@ class Outcomes(msgspec.Struct, frozen=True):
     #: time spent running tasks, and how many that were
     seconds: float = 0.0
     ran: int = 0
+    #: name of an object with `Logs` -> positions of tasks whose output it has
+    logs: dict[str, Bitmap] = {}
+    #: position -> how often it has been tried, of tasks that failed and are to be tried again
+    tries: dict[int, int] = {}
 
     @property
     def all(self) -> Bitmap:
@@ -246,6 +250,37 @@ class Entry(Record, frozen=True, tag="entry", kw_only=True):
     index: ShardIndex
 
 
+class Printed(msgspec.Struct, frozen=True, array_like=True):
+    """What a task has printed at about one time."""
+
+    #: seconds since 1970 by the worker's clock
+    time: float
+    #: ``"stdout"``, ``"stderr"``, or the level of a `logging` record, such as ``"INFO"``
+    stream: str
+    text: str
+
+
+class TaskOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one try of a task has printed."""
+
+    position: int
+    #: pickled Dask key
+    key: bytes
+    #: 1 for the first try
+    attempt: int
+    #: characters that were printed before `printed` and are not kept
+    dropped: int
+    printed: tuple[Printed, ...]
+
+
+class Logs(Record, frozen=True, tag="logs", kw_only=True):
+    """What tasks have printed; written before the entry that names it."""
+
+    KIND = 8
+    worker: WorkerId
+    tasks: tuple[TaskOutput, ...]
+
+
 # ---------------------------------------------------------------------------- the session log
 
 
@@ -311,6 +346,19 @@ class Versions(msgspec.Struct, frozen=True):
     burst_dask: str
 
 
+class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the client had around it when it opened a session, and what it brings along for workers."""
+
+    #: version of every distribution that was installed, by normalised name, and of ``"python"``
+    packages: dict[str, str] = {}
+    #: those of them that were imported, as far as their names tell
+    imported: tuple[str, ...] = ()
+    #: digest of the zip of code that workers put on their path; ``""`` when there is none
+    code: str = ""
+    #: what workers install, in the words of pip
+    requirements: tuple[str, ...] = ()
+
+
 class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     """A session as it was opened."""
 
@@ -322,6 +370,7 @@ class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     host: str
     versions: Versions
     settings: dict[str, Any]
+    environment: Environment = Environment()
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -357,12 +406,30 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
 
     KIND = 7
     worker: WorkerId
-    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"refused"`` or ``"died"``
+    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"stuck"`` (its threads run what was given up), ``"died"``,
+    #: ``"refused"`` (its versions do not fit) or ``"unprepared"`` (code or packages could not be put in place)
     reason: str
     message: str = ""
     wrote: float = 0.0
     #: store requests in its life, by verb; unknown of one that died
     requests: dict[str, int] = {}
+
+
+class Difference(msgspec.Struct, frozen=True, array_like=True):
+    """A package of which client and worker have different versions."""
+
+    package: str
+    client: str
+    worker: str
+
+
+class Differences(Record, frozen=True, tag="differences", kw_only=True):
+    """How the packages of some workers differ from the client's; written by the first of them, for people."""
+
+    KIND = 10
+    worker: WorkerId
+    host: str
+    packages: tuple[Difference, ...]
 
 
 R = TypeVar("R", bound=Record)

@@ -87,7 +87,8 @@ class Shard(msgspec.Struct, frozen=True):
         """Tasks that an idle worker may take."""
         if self.phase is not Phase.HELD:
             return EMPTY
-        return self.index.pending - self.index.reserved
+        # What was tried stays where that is counted: a child would begin at 0.
+        return self.index.pending - self.index.reserved - Bitmap.of(self.index.outcomes.tries)
 
     def apply(self, writer: WorkerId, action: Action) -> Shard:
         """Return the state after `writer` appends `action` as the next entry.
@@ -175,6 +176,8 @@ def _with_outcomes(shard: Shard, new: Outcomes, segments: tuple[str, ...]) -> Sh
     _require(not new.done & new.failed, shard, "a task both done and failed")
     objects = index.objects + segments
     _require(all(place.object < len(objects) for place in new.stored.values()), shard, "result in an unnamed object")
+    _require(all(tasks <= index.tasks for tasks in new.logs.values()), shard, "output of a task that is not here")
+    _require(Bitmap.of(new.tries) <= index.pending - new.all, shard, "another try of a task that is not pending")
     return msgspec.structs.replace(index, outcomes=merge(index.outcomes, new), objects=objects)
 
 
@@ -183,13 +186,16 @@ def merge(old: Outcomes, new: Outcomes) -> Outcomes:
     upstream = dict(old.upstream)
     for cause, tasks in new.upstream.items():
         upstream[cause] = upstream.get(cause, EMPTY) | tasks
+    done, failed = old.done | new.done, old.failed | new.failed
     return Outcomes(
-        done=old.done | new.done,
-        failed=old.failed | new.failed,
+        done=done,
+        failed=failed,
         stored={**old.stored, **new.stored},
         upstream=upstream,
         seconds=old.seconds + new.seconds,
         ran=old.ran + new.ran,
+        logs={**old.logs, **new.logs},
+        tries={p: n for p, n in {**old.tries, **new.tries}.items() if p not in done and p not in failed},
     )
 
 

@@ -8,6 +8,7 @@ from burst_dask.clock import Clock, Entropy, SystemClock
 from burst_dask.store.address import Address, default_url
 from burst_dask.store.backends import connect
 from burst_dask.store.base import Body, Meta, Span, Store
+from burst_dask.store.hedging import Hedging
 from burst_dask.store.probe import probe
 from burst_dask.store.retrying import Retrying
 from burst_dask.store.wrappers import Counting, Delayed, Fault, Faulty, cost_of, requests_of
@@ -18,6 +19,7 @@ __all__ = [
     "Delayed",
     "Fault",
     "Faulty",
+    "Hedging",
     "Meta",
     "Retrying",
     "Span",

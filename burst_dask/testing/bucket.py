@@ -269,7 +269,7 @@ class Connection:
             page = await self._send("list", prefix, lambda start=start: self.bucket.folders(prefix, start))  # type: ignore[misc]
             found += page
             if len(page) < PAGE:
-                return found
+                return sorted(found)  # pages are in the order of keys, where "00012-3/" comes before "00012/"
 
     async def delete(self, keys: Iterable[str]) -> None:
         doomed = list(keys)

@@ -1,62 +1,49 @@
 """What must hold of a run's objects at any moment, whatever has died: PROTOCOL.md, as checks of a store.
 
-The simulator, the tests and ``burst doctor`` all use it. `check_run` reads everything once into
-`Facts`; each check is a function of them, in the table `CHECKS` with the rule that it holds.
+The simulator, the tests and ``burst doctor`` all use it. `burst_dask.testing.facts` reads everything once;
+each check is a function of these `Facts`, in the table `CHECKS` with the rule that it holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
-from burst_dask.config import Settings
-from burst_dask.errors import BurstError, CorruptObject, IllegalTransition, InvariantBroken, ProtocolError
-from burst_dask.journal import log
-from burst_dask.journal.view import in_parallel
+from burst_dask.errors import IllegalTransition, InvariantBroken
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
-from burst_dask.protocol.frames import unseal
 from burst_dask.protocol.keys import RunId, ShardId
-from burst_dask.protocol.records import (
-    Commit,
-    Entry,
-    Manifest,
-    Plan,
-    Release,
-    ShardIndex,
-    ShardRecord,
-    Split,
-    decode,
-    decode_with_end,
-)
-from burst_dask.protocol.session import SessionState
-from burst_dask.protocol.shard import describe, fold, object_key_name
-from burst_dask.store.base import Span, Store
+from burst_dask.protocol.records import Backup, Commit, Release, ShardIndex, Split
+from burst_dask.protocol.shard import Shard, describe
+from burst_dask.store.base import Store
+from burst_dask.testing.facts import Facts, Violation, gather, own_failures, slot
 
-
-class Violation(NamedTuple):
-    """Something that must not be."""
-
-    #: as in PROTOCOL.md: a number, ``"reservation"`` or ``"splitting"``
-    rule: str
-    #: one sentence that names the object or the task
-    what: str
-    #: the log of the shard in plain words
-    story: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return "\n    ".join((f"rule {self.rule}: {self.what}", *self.story))
+__all__ = ["CHECKS", "Facts", "Violation", "assert_run_invariants", "check_run", "garbage", "violations_of"]
 
 
 async def assert_run_invariants(store: Store, run: RunId, *, complete: bool = False) -> None:
     """Raise unless all rules hold of a run.
 
+    Parameters
+    ----------
+    complete
+        As of `check_run`.
+
     Raises
     ------
     InvariantBroken
         Lists what is wrong, with the story of each shard.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> from burst_dask.store import open_store
+    >>> asyncio.run(assert_run_invariants(open_store("memory://nothing-here"), RunId("k3w9x2mq.7gfh2y")))
+    Traceback (most recent call last):
+    ...
+    burst_dask.errors.InvariantBroken: run k3w9x2mq.7gfh2y breaks the protocol:
+      rule 7: run k3w9x2mq.7gfh2y has no plan
     """
     violations = await check_run(store, run, complete=complete)
     if violations:
@@ -66,10 +53,17 @@ async def assert_run_invariants(store: Store, run: RunId, *, complete: bool = Fa
 async def check_run(store: Store, run: RunId, *, complete: bool = False) -> list[Violation]:
     """Return what is wrong with a run; nothing is, if all is well.
 
+    The run may go on meanwhile. Every object of it is read once, and nothing is written.
+
     Parameters
     ----------
     complete
         Also every task must have its outcome.
+
+    Raises
+    ------
+    StoreError
+        The store does not answer. What is damaged in it is a violation, not an error.
 
     Examples
     --------
@@ -79,357 +73,400 @@ async def check_run(store: Store, run: RunId, *, complete: bool = False) -> list
     >>> print(found[0])
     rule 7: run k3w9x2mq.7gfh2y has no plan
     """
-    facts = await _gather(store, run)
+    facts = await gather(store, run)
+    return [*facts.session.violations, *violations_of(facts, complete=complete)]
+
+
+def violations_of(facts: Facts, *, complete: bool = False) -> list[Violation]:
+    """Return what is wrong with a run that was read, without what is wrong with its session."""
+    violations = list(facts.violations)
     if facts.plan is None:
-        return facts.damaged or [Violation("7", f"run {run} has no plan")]
-    found = list(facts.damaged)
+        return violations or [Violation("7", f"run {facts.run} has no plan")]
+    explained: set[tuple[ShardId, int]] = set()
+    story = cache(facts.story)
     for rule, check in CHECKS:
-        if rule == "complete" and not (complete or facts.marked_complete):
+        if rule == "complete" and not (complete or facts.is_marked_complete):
             continue
-        found += (Violation(rule, what, facts.story(shard) if shard else ()) for what, shard in check(facts))
+        for finding in check(facts):
+            if finding.shard is not None and finding.entry is not None:
+                if check is _entries_follow and (finding.shard, finding.entry) in explained:
+                    continue  # a rule of its own says what is wrong with that entry
+                explained.add((finding.shard, finding.entry))
+            violations.append(Violation(rule, finding.what, () if finding.shard is None else story(finding.shard)))
+    return violations
+
+
+def garbage(facts: Facts) -> list[str]:
+    """Return what lies there and belongs to nothing: that is no violation, and `cleanup` deletes it.
+
+    A segment is also among these for the moment until the entry that names it is written.
+    """
+    if facts.plan is None:
+        return [f"{len(facts.objects)} objects of run {facts.run}, whose submission ended before its plan was written"]
+    found = []
+    if facts.run not in facts.session.state.runs:
+        found.append(f"run {facts.run}: no entry of the session log names it, so nobody works on it")
+    named = {keys.plan(facts.run), keys.complete(facts.run)}
+    for info in facts.plan.shards:
+        named.add(keys.pack(facts.run, info.place.pack))
+    for record in facts.records.values():
+        named.update(keys.pack(facts.run, place.pack) for place in record.buffers)
+    for shard in facts.known_shards:
+        named.update(
+            keys.segment(facts.run, shard, name) for name in facts.index(shard).objects if not name.startswith("@")
+        )
+    for key, size in facts.objects.items():
+        if key not in named and slot(facts.run, key) is None:
+            found.append(f"{key} ({size} bytes): nothing names it")
     return found
-
-
-# ---------------------------------------------------------------------------- what is there
-
-
-@dataclass
-class Facts:
-    """A run as it lies in the store."""
-
-    run: RunId
-    plan: Plan | None = None
-    #: plan number -> its task records; damaged ones are missing
-    records: dict[int, ShardRecord] = field(default_factory=dict)
-    #: shard -> entries with the number that their key says, in order
-    logs: dict[ShardId, list[tuple[int, Entry]]] = field(default_factory=dict)
-    #: shard and entry number -> what follows the entry
-    inline: dict[tuple[ShardId, int], memoryview] = field(default_factory=dict)
-    #: key of each segment -> its bytes
-    segments: dict[str, bytes] = field(default_factory=dict)
-    session: SessionState = field(default_factory=SessionState)
-    settings: Settings = field(default_factory=Settings)
-    marked_complete: bool = False
-    #: objects that cannot be read
-    damaged: list[Violation] = field(default_factory=list)
-
-    def story(self, shard: ShardId) -> tuple[str, ...]:
-        """Return the log of a shard in plain words."""
-        return (f"shard {shard}:", *(f"  {describe(entry)}" for _, entry in self.logs.get(shard, ())))
-
-    def index(self, shard: ShardId) -> ShardIndex:
-        """Return the newest state of a shard."""
-        log_ = self.logs.get(shard)
-        return log_[-1][1].index if log_ else ShardIndex(tasks=self.beginning(shard) or EMPTY)
-
-    def beginning(self, shard: ShardId) -> Bitmap | None:
-        """Return the tasks that a shard began with; None for one that nobody split off."""
-        assert self.plan is not None
-        parent, dash, _ = shard.rpartition("-")
-        if not dash:
-            return Bitmap.full(self.plan.shards[int(shard)].count)
-        return self.index(ShardId(parent)).children.get(shard)
-
-    def first(self, shard: ShardId) -> int:
-        """Return the global number of position 0."""
-        assert self.plan is not None
-        return self.plan.shards[keys.root_number(shard)].first
-
-    @cached_property
-    def families(self) -> dict[int, list[ShardId]]:
-        """Plan number -> the shard and all that was split off it, whether they have a log or not."""
-        assert self.plan is not None
-        found: dict[int, list[ShardId]] = {}
-        for number in range(len(self.plan.shards)):
-            family = [keys.root_shard(number)]
-            for shard in family:
-                family.extend(self.index(shard).children)
-            found[number] = family
-        return found
-
-    @cached_property
-    def outcomes(self) -> dict[int, int | None]:
-        """Global number -> None when done, else the number of the task whose failure it is."""
-        found: dict[int, int | None] = {}
-        for shard in (shard for family in self.families.values() for shard in family):
-            first, outcomes = self.first(shard), self.index(shard).outcomes
-            found.update((first + position, None) for position in outcomes.done)
-            found.update((first + position, first + position) for position in outcomes.failed)
-            for cause, positions in outcomes.upstream.items():
-                found.update((first + position, cause) for position in positions)
-        return found
-
-    @cached_property
-    def owner(self) -> dict[int, ShardId]:
-        """Global number -> the shard it belongs to."""
-        return {
-            self.first(shard) + position: shard
-            for family in self.families.values()
-            for shard in family
-            for position in self.index(shard).tasks
-        }
-
-
-async def _gather(store: Store, run: RunId) -> Facts:
-    facts = Facts(run)
-    session = keys.session_of(run)
-    try:
-        async for entry in log.read_session(store, session, 0):
-            facts.session = facts.session.apply(entry)
-    except ProtocolError as error:
-        facts.damaged.append(Violation("session log", str(error)))
-    names = [meta.key async for page in store.list(keys.run_prefix(run)) for meta in page]
-    bodies = dict(zip(names, await in_parallel(store.get, names), strict=True))
-    manifest, plan = await store.get(keys.manifest(session)), bodies.get(keys.plan(run))
-    try:
-        if manifest is not None:
-            facts.settings = Settings.of(**decode(Manifest, keys.manifest(session), manifest).settings)
-        if plan is not None:
-            facts.plan = decode(Plan, keys.plan(run), plan)
-    except CorruptObject as error:
-        facts.damaged.append(Violation("7", str(error)))
-    facts.marked_complete = keys.complete(run) in bodies
-    for key, body in bodies.items():
-        if body is not None:
-            _take(facts, key, body)
-    if facts.plan is not None:
-        _take_records(facts, facts.plan, bodies)
-    return facts
-
-
-def _take(facts: Facts, key: str, body: bytes) -> None:
-    """Take in an entry or a segment."""
-    if key.startswith(keys.run_logs(facts.run)):
-        shard, number = keys.shard_of_entry(key), keys.entry_number(key)
-        try:
-            entry, end = decode_with_end(Entry, key, body)
-        except CorruptObject as error:
-            facts.damaged.append(Violation("1", str(error)))
-            return
-        facts.logs.setdefault(shard, []).append((number, entry))
-        facts.inline[shard, number] = memoryview(body)[end:]
-    elif "/segments/" in key:
-        facts.segments[key] = body
-
-
-def _take_records(facts: Facts, plan: Plan, bodies: Mapping[str, bytes | None]) -> None:
-    for number, info in enumerate(plan.shards):
-        key = keys.pack(facts.run, info.place.pack)
-        body = bodies.get(key)
-        if body is None:
-            facts.damaged.append(Violation("7", f"the plan names pack {key}, which is not there"))
-            continue
-        try:
-            record = decode(ShardRecord, key, memoryview(body)[info.place.start : info.place.end])
-        except BurstError as error:
-            facts.damaged.append(Violation("7", f"the record of shard {number}: {error}"))
-            continue
-        facts.records[number] = record
 
 
 # ---------------------------------------------------------------------------- what must hold
 
-#: What a check finds: a sentence, and the shard whose story tells more.
-Findings = Iterator[tuple[str, ShardId | None]]
+
+class Finding(NamedTuple):
+    """What a check finds."""
+
+    what: str
+    #: the one whose story tells more
+    shard: ShardId | None = None
+    #: number of the entry at fault, if it is one
+    entry: int | None = None
 
 
-def _logs_fold(facts: Facts) -> Findings:
-    """Each log is entries 0, 1, 2, …, each legal after the one before, each with the state that folding gives."""
-    nonces: set[str] = set()
-    for shard, entries in sorted(facts.logs.items()):
-        beginning = facts.beginning(shard)
-        if beginning is None:
-            yield f"shard {shard} has a log, and no SPLIT made it", shard
-            continue
-        for expected, (number, entry) in enumerate(entries):
-            if not number == entry.number == expected:
-                yield f"shard {shard}: entry {entry.number} lies in slot {number}, where {expected} comes next", shard
-                break
-            if entry.nonce in nonces:
-                yield f"shard {shard}, entry {number}: its nonce was used before", shard
-            nonces.add(entry.nonce)
-        try:
-            fold(shard, beginning, [entry for _, entry in entries])
-        except IllegalTransition as error:
-            yield error.reason, shard
+Findings = Iterator[Finding]
 
 
 def _results_are_durable(facts: Facts) -> Findings:
     """What an index names is there, and is what was written."""
-    for shard in sorted(facts.logs):
-        index = facts.index(shard)
-        for position, location in sorted(index.outcomes.stored.items()):
-            if location.object >= len(index.objects):
-                yield f"task {facts.first(shard) + position}: its result lies in an object without a name", shard
+    lost: dict[tuple[ShardId, str], list[int]] = {}
+    told: set[tuple[ShardId, int]] = set()
+    for (shard, position), why in facts.lost.items():
+        lost.setdefault((shard, why), []).append(position)
+        told.add((shard, facts.index(shard).outcomes.stored[position].object))
+    for (shard, why), positions in lost.items():
+        yield Finding(f"the stored outcome of {_names(facts, shard, Bitmap.of(positions))}: {why}", shard)
+    for shard in facts.known_shards:
+        for number, name in enumerate(facts.index(shard).objects):
+            if (shard, number) in told:
                 continue
-            number, name = object_key_name(location, index)
-            if number is None:
-                key = keys.segment(facts.run, shard, name)
-                body: bytes | memoryview | None = facts.segments.get(key)
+            if name.startswith("@"):
+                there = name[1:].isdecimal() and int(name[1:]) <= max(facts.logs[shard])
             else:
-                key = f"entry {number} of shard {shard}"
-                body = facts.inline.get((shard, number))
-            if body is None:
-                yield f"task {facts.first(shard) + position}: its result lies in {key}, which is not there", shard
+                there = keys.segment(facts.run, shard, name) in facts.objects
+            if not there:
+                yield Finding(f"the index of shard {shard} names {name}, which is not there", shard)
+
+
+def _one_outcome(facts: Facts) -> Findings:
+    """No entry gives an outcome to a task that has one or that is not in the shard, or two to one."""
+    for shard in facts.known_shards:
+        for before, entry in facts.steps(shard):
+            if not isinstance(entry.action, Commit | Release | Backup):
                 continue
-            try:
-                unseal(key, _cut(key, body, Span(location.start, location.end)))
-            except CorruptObject as error:
-                yield f"task {facts.first(shard) + position}: {error}", shard
+            new = entry.action.outcomes
+            for tasks, what in (
+                (new.all & before.outcomes.all, "a second outcome"),
+                (new.all - before.tasks, "an outcome, though the shard does not have them"),
+                (new.done & new.failed, "two outcomes"),
+            ):
+                if tasks:
+                    names = _names(facts, shard, tasks)
+                    yield Finding(f"shard {shard}, entry {entry.number} gives {names} {what}", shard, entry.number)
 
 
-def _cut(key: str, body: bytes | memoryview, span: Span) -> memoryview:
-    if span.end > len(body):
-        raise CorruptObject(f"{key}: it ends after {len(body)} bytes, and a result should lie at {span}")
-    return memoryview(body)[span.start : span.end]
-
-
-def _each_task_once(facts: Facts) -> Findings:
-    """The shards of a family share out the tasks of the plan's shard, none to two of them."""
+def _shards_share_out_tasks(facts: Facts) -> Findings:
+    """The shards of a family have all tasks of the plan's shard, none of them twice."""
     assert facts.plan is not None
-    for number, family in facts.families.items():
+    for number, family in enumerate(facts.families):
+        if number in facts.uncertain:
+            continue
         seen = EMPTY
         for shard in family:
-            tasks = facts.index(shard).tasks
-            if seen & tasks:
-                yield f"tasks {list(seen & tasks)} of plan shard {number} are in two shards", shard
-            if not facts.index(shard).outcomes.all <= tasks:
-                yield f"shard {shard} has outcomes of tasks that are not in it", shard
-            seen |= tasks
-        if seen != Bitmap.full(facts.plan.shards[number].count):
-            yield f"plan shard {number} has lost tasks", family[0]
+            index = facts.index(shard)
+            if seen & index.tasks:
+                yield Finding(f"{_names(facts, shard, seen & index.tasks)}: in two shards", shard)
+            if index.outcomes.all - index.tasks:
+                names = _names(facts, shard, index.outcomes.all - index.tasks)
+                yield Finding(f"{names}: outcomes in shard {shard}, which does not have them", shard)
+            seen |= index.tasks
+        whole = Bitmap.full(facts.plan.shards[number].count)
+        if seen != whole:
+            names = _names(facts, family[0], (whole - seen) | (seen - whole))
+            yield Finding(f"{names}: in no shard, or not in the plan", family[0])
 
 
 def _dependencies_first(facts: Facts) -> Findings:
-    """What is done had all it needs; what failed upstream names a first cause among what it needs."""
-    for number, record in facts.records.items():
-        first = facts.first(keys.root_shard(number))
-        for position, needs in enumerate(record.dependencies):
-            task = first + position
-            if task not in facts.outcomes:
-                continue
-            shard, cause = facts.owner.get(task), facts.outcomes[task]
-            causes = {facts.outcomes.get(need, need) for need in needs if facts.outcomes.get(need, -1) is not None}
-            missing = [need for need in needs if need not in facts.outcomes]
-            if cause is None and (causes or missing):
-                yield f"task {task} is done, and tasks {sorted(set(needs) - _done(facts))} before it are not", shard
-            elif cause is not None and cause != task:
-                if facts.outcomes.get(cause) != cause:
-                    yield f"task {task} failed because of task {cause}, which did not fail itself", shard
-                elif cause not in causes:
-                    yield f"task {task} failed because of task {cause}, which none of those before it failed of", shard
-            elif cause == task and causes:
-                yield (
-                    f"task {task} failed by itself, although what it needs had failed",
-                    shard,
-                )
+    """What is done had all it needs; what failed upstream names a first cause that one of its needs failed of."""
+    for number, family in enumerate(facts.families):
+        if number not in facts.records:
+            continue
+        for shard in family:
+            outcomes = facts.settled_outcomes(shard)
+            own = own_failures(outcomes)
+            for position in outcomes.done | own:
+                # A task may fail by itself because what it needs was lost, and could not be computed again.
+                missing = _not_done(facts, number, position)
+                if missing and (position in outcomes.done or not _lost_need(facts, number, position)):
+                    is_what = "done" if position in outcomes.done else "failed by itself"
+                    yield Finding(f"task {facts.first(shard) + position} is {is_what}, and needs {missing}", shard)
+            for cause, positions in outcomes.upstream.items():
+                yield from _causes(facts, shard, cause, positions & outcomes.failed)
 
 
-def _done(facts: Facts) -> set[int]:
-    return {task for task, cause in facts.outcomes.items() if cause is None}
+def _not_done(facts: Facts, number: int, position: int) -> list[str]:
+    """Return in words what a task needs and is not done."""
+    here = facts.needs(number, position) & ~facts.done[number].bits
+    first = facts.records[number].first
+    if here and number in facts.uncertain:
+        here &= facts.failed[number].bits
+    missing = [first + need for need in Bitmap(here)]
+    for need in facts.dependencies(number, position):
+        if need >= first:
+            break  # they ascend
+        elsewhere, there = facts.locate(need)
+        if there in facts.done[elsewhere] or (elsewhere in facts.uncertain and there not in facts.failed[elsewhere]):
+            continue
+        missing.append(need)
+    return [f"task {need}, which {'failed' if need in facts.causes else 'has no outcome'}" for need in sorted(missing)]
+
+
+def _lost_need(facts: Facts, number: int, position: int) -> bool:
+    needs = facts.needs(number, position)
+    for shard in facts.families[number]:
+        outcomes = facts.index(shard).outcomes
+        if any(need not in outcomes.stored for need in Bitmap(outcomes.done.bits & needs)):
+            return True
+    return False
+
+
+def _causes(facts: Facts, shard: ShardId, cause: int, positions: Bitmap) -> Findings:
+    """Tasks that failed because of `cause` descend from it, and it failed by itself."""
+    assert facts.plan is not None
+    number = keys.root_number(shard)
+    if not 0 <= cause < facts.plan.tasks:
+        yield Finding(f"{_names(facts, shard, positions)} failed because of task {cause}, which does not exist", shard)
+        return
+    if facts.locate(cause)[0] in facts.uncertain:
+        return
+    if facts.causes.get(cause) != cause:
+        names = _names(facts, shard, positions)
+        yield Finding(f"{names} failed because of task {cause}, which did not fail by itself", shard)
+        return
+    for position in positions:
+        of = {facts.causes.get(need) for need in facts.dependencies(number, position)}
+        unknown = any(facts.locate(need)[0] in facts.uncertain for need in facts.dependencies(number, position))
+        if cause not in of and not unknown:
+            task = facts.first(shard) + position
+            yield Finding(f"task {task} failed because of task {cause}, and needs nothing that failed of it", shard)
 
 
 def _outcomes_in_order(facts: Facts) -> Findings:
-    """In one log no outcome comes before those of the tasks it needs."""
-    for shard, entries in facts.logs.items():
-        record = facts.records.get(keys.root_number(shard))
-        if record is None:
+    """In one log no outcome comes before those of the tasks it needs, nor before its first cause."""
+    for shard in facts.known_shards:
+        number = keys.root_number(shard)
+        if number not in facts.records:
             continue
         first = facts.first(shard)
-        for _, entry in entries:
-            if not isinstance(entry.action, Commit | Release):
+        for _, entry in facts.steps(shard):
+            if not isinstance(entry.action, Commit | Release | Backup):
                 continue
-            known, tasks = entry.index.outcomes.all, entry.index.tasks
-            for position in entry.action.outcomes.done:
-                late = [
-                    need
-                    for need in record.dependencies[position]
-                    if need >= first and need - first in tasks and need - first not in known
-                ]
-                if late:
-                    yield f"task {first + position} is done with entry {entry.number}, before tasks {late}", shard
+            known = entry.index.outcomes
+            pending = entry.index.tasks.bits & ~known.all.bits
+            late = Bitmap.of(p for p in entry.action.outcomes.done if facts.needs(number, p) & pending)
+            for cause, positions in entry.action.outcomes.upstream.items():
+                if cause - first in entry.index.tasks and cause - first not in known.failed:
+                    late |= positions
+            if late:
+                names = _names(facts, shard, late)
+                what = f"shard {shard}, entry {entry.number}: {names}, before what they need has an outcome"
+                yield Finding(what, shard, entry.number)
+
+
+def _plan_agrees(facts: Facts) -> Findings:
+    """The plan and the task records say the same."""
+    assert facts.plan is not None
+    shards = facts.plan.shards
+    if sum(info.count for info in shards) != facts.plan.tasks:
+        yield Finding(f"the plan has {facts.plan.tasks} tasks, and its shards have others")
+    for number, record in facts.records.items():
+        info = shards[number]
+        if (record.shard, record.first, len(record.dependencies)) != (number, info.first, info.count):
+            yield Finding(f"the task records of shard {number} are of another one")
+        upstream = {facts.locate(need)[0] for needs in record.dependencies for need in needs if need < record.first}
+        if upstream != set(info.upstream) or len(record.outputs) != info.outputs:
+            yield Finding(f"the plan says other shards or outputs of shard {number} than its task records")
+
+
+def _records_agree(facts: Facts) -> Findings:
+    """The task records say of each task which other shards need it."""
+    assert facts.plan is not None
+    if len(facts.records) < len(facts.plan.shards):
+        return
+    consumers: dict[tuple[int, int], set[int]] = {}
+    for number, record in facts.records.items():
+        for need in {need for needs in record.dependencies for need in needs if need < record.first}:
+            consumers.setdefault(facts.locate(need), set()).add(number)
+    said = {
+        (number, position): set(others)
+        for number, record in facts.records.items()
+        for position, others in record.dependents.items()
+    }
+    for number, position in sorted(consumers.keys() | said.keys()):
+        if consumers.get((number, position)) != said.get((number, position)):
+            task = facts.records[number].first + position
+            yield Finding(f"the task records do not agree on which shards need task {task}")
 
 
 def _wanted_results_are_stored(facts: Facts) -> Findings:
-    """What somebody outside of a shard needs of it is in the store."""
-    for number, family in facts.families.items():
+    """What somebody outside of a shard needs of it is in the store, and so is every error."""
+    for number, family in enumerate(facts.families):
         record = facts.records.get(number)
-        if record is None:
-            continue
-        first = facts.first(family[0])
-        wanted = record.wanted
-        crossing: set[int] = set()
-        if len(family) > 1:
-            for position, needs in enumerate(record.dependencies):
-                home = facts.owner.get(first + position)
-                crossing.update(n - first for n in needs if n >= first and facts.owner.get(n) != home)
+        needed: dict[ShardId, int] = {}
+        if record is not None and len(family) > 1:
+            for shard in family:
+                bits = 0
+                for position in facts.index(shard).tasks:
+                    bits |= facts.needs(number, position)
+                needed[shard] = bits
         for shard in family:
             outcomes = facts.index(shard).outcomes
-            lost = ((wanted | Bitmap.of(crossing)) & outcomes.done) - Bitmap.of(outcomes.stored)
-            if lost:
-                yield f"results of tasks {[first + position for position in lost]} are needed, and not stored", shard
-            own = outcomes.failed - Bitmap.of(p for tasks in outcomes.upstream.values() for p in tasks)
-            if own - Bitmap.of(outcomes.stored):
-                yield f"errors of tasks {[first + p for p in own - Bitmap.of(outcomes.stored)]} are not stored", shard
-
-
-def _only_reserved_tasks_ran(facts: Facts) -> Findings:
-    """A holder's outcomes are of tasks that the entry before had reserved."""
-    for shard, entries in facts.logs.items():
-        before = ShardIndex(tasks=facts.beginning(shard) or EMPTY)
-        for _, entry in entries:
-            if isinstance(entry.action, Commit | Release):
-                outcomes = entry.action.outcomes
-                upstream = Bitmap.of(p for tasks in outcomes.upstream.values() for p in tasks)
-                # Suspects are given up without running.
-                ran = outcomes.all - upstream - Bitmap.of(before.strikes)
-                if ran - before.reserved:
-                    yield (
-                        f"entry {entry.number} has outcomes of tasks {list(ran - before.reserved)}, not reserved",
-                        shard,
-                    )
-            before = entry.index
+            stored = Bitmap.of(outcomes.stored)
+            wanted = EMPTY if record is None else record.wanted
+            for other, bits in needed.items():
+                if other != shard:
+                    wanted |= Bitmap(bits)
+            if lost := (wanted & outcomes.done) - stored:
+                yield Finding(f"{_names(facts, shard, lost)}: needed outside of shard {shard}, and not stored", shard)
+            if lost := own_failures(outcomes) - stored:
+                yield Finding(f"{_names(facts, shard, lost)}: failed, and the error is not stored", shard)
 
 
 def _killers_are_given_up(facts: Facts) -> Findings:
     """No task loses more workers than it may."""
-    for shard in facts.logs:
+    allowed = facts.session.settings.lost_workers
+    for shard in facts.known_shards:
         for position, strikes in facts.index(shard).strikes.items():
-            if policy.lost_for_good(strikes - 1, facts.settings.lost_workers):
-                yield f"task {facts.first(shard) + position} was tried again after it had lost too many workers", shard
+            if policy.lost_for_good(strikes - 1, allowed):
+                task = facts.first(shard) + position
+                yield Finding(f"task {task} was tried again after it had lost {allowed} workers", shard)
 
 
-def _plan_agrees(facts: Facts) -> Findings:
-    """The plan and the task records say the same; a split names its child by its own number."""
-    assert facts.plan is not None
-    for number, record in facts.records.items():
-        info = facts.plan.shards[number]
-        if (record.shard, record.first, len(record.dependencies)) != (number, info.first, info.count):
-            yield f"the record of plan shard {number} is of another one", None
-    for shard, entries in facts.logs.items():
-        for number, entry in entries:
-            if isinstance(entry.action, Split) and entry.action.child != keys.child_shard(shard, number):
-                yield f"entry {number} splits off {entry.action.child}", shard
+def _only_reserved_tasks_ran(facts: Facts) -> Findings:
+    """A holder's outcomes are of tasks that the entry before had reserved."""
+    for shard in facts.known_shards:
+        for before, entry in facts.steps(shard):
+            if not isinstance(entry.action, Commit | Release):
+                continue
+            new = entry.action.outcomes
+            ran = ((new.done | own_failures(new)) & before.pending) - before.reserved
+            ran -= Bitmap.of(p for p in ran & new.failed if _failed_without_running(facts, shard, before, p))
+            if ran:
+                names = _names(facts, shard, ran)
+                what = f"shard {shard}, entry {entry.number} has outcomes of {names}, which nobody had reserved"
+                yield Finding(what, shard, entry.number)
+            if isinstance(entry.action, Commit) and (more := entry.action.reserved - entry.index.pending):
+                names = _names(facts, shard, more)
+                yield Finding(f"shard {shard}, entry {entry.number} reserves {names}, not pending", shard, entry.number)
+
+
+def _failed_without_running(facts: Facts, shard: ShardId, before: ShardIndex, position: int) -> bool:
+    """Tell whether a task may have failed unreserved: it kills workers, or a result that it needs was lost."""
+    if policy.lost_for_good(before.strikes.get(position, 0), facts.session.settings.lost_workers):
+        return True
+    number = keys.root_number(shard)
+    if number not in facts.records:
+        return True
+    needs = Bitmap(facts.needs(number, position))
+    return any(need not in before.outcomes.stored for need in needs & before.outcomes.done)
+
+
+def _splits_take_free_tasks(facts: Facts) -> Findings:
+    """A SPLIT takes pending tasks that nobody reserved, whose inputs are stored or go with them."""
+    for shard in sorted(facts.logs):
+        if facts.beginning(shard) is None:
+            yield Finding(f"shard {shard} has a log, and neither the plan nor a SPLIT names it", shard)
+    for shard in facts.known_shards:
+        number = keys.root_number(shard)
+        for before, entry in facts.steps(shard):
+            if not isinstance(entry.action, Split):
+                continue
+            tasks, at = entry.action.tasks, f"shard {shard}, entry {entry.number}"
+            if entry.action.child != keys.child_shard(shard, entry.number):
+                yield Finding(f"{at} names its child {entry.action.child}", shard, entry.number)
+            if held := tasks - (before.pending - before.reserved):
+                yield Finding(f"{at} takes {_names(facts, shard, held)}: not free", shard, entry.number)
+            if number not in facts.records:
+                continue
+            have = (before.outcomes.done & Bitmap.of(before.outcomes.stored)) | tasks
+            lacking = (before.tasks - have).bits
+            if bad := Bitmap.of(p for p in tasks & before.tasks if facts.needs(number, p) & lacking):
+                names = _names(facts, shard, bad)
+                yield Finding(f"{at} takes {names}, and leaves what they need", shard, entry.number)
+
+
+def _entries_follow(facts: Facts) -> Findings:
+    """Each log is entries 0, 1, 2, …, each legal after the one before, each with the state that folding gives."""
+    nonces: set[str] = set()
+    for shard, log in facts.logs.items():
+        for number, entry in log.items():
+            if entry.nonce in nonces:
+                yield Finding(f"shard {shard}, entry {number}: its nonce was used before", shard)
+            nonces.add(entry.nonce)
+            if entry.number != number:
+                yield Finding(f"shard {shard}: entry {entry.number} lies in slot {number}", shard)
+        bad = facts.unreadable.get(shard, {})
+        if missing := [number for number in range(max(log)) if number not in log and number not in bad]:
+            yield Finding(f"shard {shard}: there is no entry {', '.join(map(str, missing))}", shard)
+    for shard in facts.known_shards:
+        for before, entry in facts.steps(shard):
+            what = ""
+            try:
+                after = Shard(shard, before, entry.number).apply(entry.writer, entry.action)
+                if after.index != entry.index:
+                    what = f"shard {shard}, entry {entry.number}: its index is not what folding the log gives"
+            except IllegalTransition as error:
+                what = error.reason
+            if what:
+                yield Finding(f"{what} ({describe(entry)})", shard, entry.number)
 
 
 def _all_have_outcomes(facts: Facts) -> Findings:
     """Every task has its outcome."""
-    assert facts.plan is not None
-    pending = sorted(set(range(facts.plan.tasks)) - facts.outcomes.keys())
-    for shard in sorted({facts.owner[task] for task in pending if task in facts.owner}):
-        of_it = [task for task in pending if facts.owner.get(task) == shard]
-        yield f"tasks {of_it} have no outcome", shard
+    for number, family in enumerate(facts.families):
+        for shard in family:
+            if number not in facts.uncertain and (pending := facts.index(shard).pending):
+                yield Finding(f"{_names(facts, shard, pending)}: no outcome", shard)
 
 
+def _session_names_it(facts: Facts) -> Findings:
+    """A run that is worked on was named by the session log."""
+    if facts.logs and facts.run not in facts.session.state.runs and not facts.session.violations:
+        yield Finding(f"workers wrote to the logs of run {facts.run}, which no entry of the session log names")
+
+
+def _names(facts: Facts, shard: ShardId, positions: Bitmap, most: int = 8) -> str:
+    """Return the global numbers of tasks, as words."""
+    first = facts.first(shard)
+    some = ", ".join(str(first + position) for position in positions.first(most))
+    more = f" and {len(positions) - most} more" if len(positions) > most else ""
+    return f"task{'s' if len(positions) > 1 else ''} {some}{more}"
+
+
+#: `_entries_follow` comes after those that say more exactly what is wrong with an entry.
 CHECKS: tuple[tuple[str, Callable[[Facts], Findings]], ...] = (
-    ("1", _logs_fold),
     ("2", _results_are_durable),
-    ("3", _each_task_once),
+    ("3", _one_outcome),
+    ("3", _shards_share_out_tasks),
     ("4", _dependencies_first),
     ("4", _outcomes_in_order),
     ("7", _plan_agrees),
+    ("7", _records_agree),
+    ("7", _session_names_it),
     ("9", _wanted_results_are_stored),
     ("10", _killers_are_given_up),
     ("reservation", _only_reserved_tasks_ran),
+    ("splitting", _splits_take_free_tasks),
+    ("1", _entries_follow),
     ("complete", _all_have_outcomes),
 )

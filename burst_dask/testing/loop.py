@@ -42,12 +42,16 @@ class Process:
         self.alive = True
         self._loop = loop
         self._parked: list[_Handle] | None = None
+        #: kept, or the clean-up code of a dead process would run when its tasks are collected
+        self._tasks: list[asyncio.Task[Any]] = []
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `coroutine` as code of this process."""
         context = contextvars.copy_context()
         context.run(_current.set, self)
-        return self._loop.create_task(coroutine, context=context)
+        task = self._loop.create_task(coroutine, context=context)
+        self._tasks.append(task)
+        return task
 
     def call(self, function: Callable[[], Any]) -> None:
         """Call `function` soon, as a signal handler of this process."""
@@ -111,6 +115,11 @@ class _Handle:
         return self.due
 
 
+def _given(context: contextvars.Context | None) -> contextvars.Context:
+    """Return the context that a caller gave, an empty one too, or that of the caller."""
+    return contextvars.copy_context() if context is None else context
+
+
 class Deadlock(RuntimeError):
     """Nothing is left to happen, and what was waited for has not happened."""
 
@@ -151,7 +160,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):  # what is not here raises NotImpl
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> _Handle:
-        handle = _Handle(self._now, callback, args, context or contextvars.copy_context())
+        handle = _Handle(self._now, callback, args, _given(context))
         self._ready.append(handle)
         return handle
 
@@ -165,7 +174,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):  # what is not here raises NotImpl
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> _Handle:
-        handle = _Handle(when, callback, args, context or contextvars.copy_context())
+        handle = _Handle(when, callback, args, _given(context))
         self._count += 1
         heapq.heappush(self._timers, (when, self._count, handle))
         return handle

@@ -10,6 +10,7 @@ from typing import Any
 from burst_dask import link as links
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
+from burst_dask.environment.versions import own_versions
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
@@ -17,7 +18,7 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import Manifest, Plan
 from burst_dask.protocol.session import SessionState
-from burst_dask.store import Counting, Retrying
+from burst_dask.store import Counting, Hedging, Retrying, Store
 from burst_dask.submission import store_run
 from burst_dask.testing.bucket import EPOCH, Bucket, Connection, Network
 from burst_dask.testing.loop import Process, VirtualLoop
@@ -26,7 +27,6 @@ from burst_dask.watching import Watch
 from burst_dask.worker.agent import Agent
 from burst_dask.worker.context import Context
 from burst_dask.worker.memory import Memory
-from burst_dask.worker.process import own_versions
 
 
 class SimulatedClock:
@@ -63,7 +63,7 @@ class Machine:
         self.entropy = Entropy(f"{seed} {name}")
         self.network = network
         self.counting = Counting(Connection(bucket, network, Entropy(f"{seed} {name} network")))
-        self.store = Retrying(self.counting, self.clock, self.entropy)
+        self.store: Store = Retrying(self.counting, self.clock, self.entropy)
         #: the main coroutine
         self.task: asyncio.Task[Any] | None = None
 
@@ -94,10 +94,19 @@ class Worker(Machine):
     ----------
     die
         Called with the worker when a task kills it.
+    slowness
+        How many times as long as on other workers tasks take.
     """
 
     def __init__(
-        self, bucket: Bucket, name: str, seed: int, network: Network, job: Job, die: Callable[[Worker], None]
+        self,
+        bucket: Bucket,
+        name: str,
+        seed: int,
+        network: Network,
+        job: Job,
+        die: Callable[[Worker], None],
+        slowness: float = 1.0,
     ) -> None:
         super().__init__(bucket, name, seed, network)
         self.context = Context(
@@ -107,7 +116,7 @@ class Worker(Machine):
             settings=job.settings,
             clock=self.clock,
             entropy=self.entropy,
-            executor=SimulatedExecutor(job.threads, name, self.clock, job.started(name), lambda: die(self)),
+            executor=SimulatedExecutor(job.threads, name, self.clock, job.started(name), lambda: die(self), slowness),
             memory=Memory(),
         )
         self.agent = Agent(self.context)
@@ -115,6 +124,10 @@ class Worker(Machine):
 
 class Client(Machine):
     """A machine of a user, who calls the production code that `Session`, `attach` and `Run` are made of."""
+
+    def __init__(self, bucket: Bucket, name: str, seed: int, network: Network) -> None:
+        super().__init__(bucket, name, seed, network)
+        self.store = Hedging(self.store)
 
     def _author(self) -> Author:
         return Author(WorkerId(self.name), self.clock, self.entropy)

@@ -72,11 +72,24 @@ class Referee:
             run = RunId(work.run)
             self.starts[work.run, work.number] += 1
             reserved = self._reserved.get((work.run, worker), set())
-            if work.number not in reserved and not self._done(run, work.number):
+            if (
+                work.number not in reserved
+                and not self._done(run, work.number)
+                and not self._backed_up(run, work.number)
+            ):
                 home = keys.root_shard(self._plans[run].locate(work.number)[0])
                 self.complain(f"{worker} started task {work.number}, which it had not reserved", run, home)
 
         return note
+
+    def _backed_up(self, run: RunId, number: int) -> bool:
+        """Tell whether a second copy of a task may run: somebody else has reserved it."""
+        plan_shard, position = self._plans[run].locate(number)
+        return self._scenario.settings.backups and any(
+            position in shard.index.reserved
+            for (of, id), shard in self._shards.items()
+            if of == run and keys.root_number(id) == plan_shard
+        )
 
     def _done(self, run: RunId, number: int) -> bool:
         plan_shard, position = self._plans[run].locate(number)

@@ -80,6 +80,8 @@ class Scenario:
     submitter_dies: tuple[Death, ...]
     #: the same for those that collect
     collector_dies: tuple[Death, ...]
+    #: how many times as long as elsewhere tasks take on the first worker
+    slowness: float
     #: the store's dates are wrong by so many seconds
     skew: float
     #: from here on nothing goes wrong any more
@@ -116,6 +118,7 @@ class Scenario:
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
             submitter_dies=_deaths(entropy, storm),
             collector_dies=_deaths(entropy, storm),
+            slowness=entropy.choice([1.0, 1.0, 30.0 if max(work.seconds for work in graph.work) < 5 else 4.0]),
             skew=entropy.choice([0.0, 1.0]),
             horizon=horizon,
         )
@@ -127,6 +130,7 @@ def _settings(entropy: Entropy) -> Settings:
         commit_interval=entropy.choice([5.0, 0.5]),
         reserve_ahead=entropy.choice([5.0, 1.0]),
         held_at_once=entropy.choice([16, 1, 2]),
+        backups=entropy.choice([True, False]),
         large_run=entropy.choice([500, 1]),
         split_from=entropy.choice([1.0, 0.1]),
         inline_result=entropy.choice([16_384, 64]),

@@ -109,16 +109,25 @@ class SimulatedExecutor:
         Called with each task that starts.
     die
         Kills the process: what a task does that `Work.kills`.
+    slowness
+        How many times as long as elsewhere tasks take here.
     """
 
     def __init__(
-        self, threads: int, worker: str, clock: Clock, started: Callable[[Work], None], die: Callable[[], None]
+        self,
+        threads: int,
+        worker: str,
+        clock: Clock,
+        started: Callable[[Work], None],
+        die: Callable[[], None],
+        slowness: float = 1.0,
     ) -> None:
         self.threads = threads
         self._worker = worker
         self._clock = clock
         self._started = started
         self._die = die
+        self._slowness = slowness
 
     async def open(self, record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
         return open_table(record, buffers)
@@ -129,11 +138,11 @@ class SimulatedExecutor:
         for call in calls:
             work: Work = call.node
             self._started(work)
-            await self._clock.sleep(work.seconds)
+            await self._clock.sleep(work.seconds * self._slowness)
             if work.kills:
                 self._die()
                 await asyncio.Event().wait()
-            seconds -= work.seconds
+            seconds -= work.seconds * self._slowness
             done.append(self._end(call, work, values, fresh))
             if done[-1].failed or seconds <= 0:
                 break
@@ -144,9 +153,9 @@ class SimulatedExecutor:
             if work.fails < 0 or call.attempt <= work.fails:
                 raise Broken(f"task {work.number} fails, as it was made to")
             value = fresh[call.number] = work(inputs_of(call, values, fresh))
-            return succeeded(call, value, work.seconds)
+            return succeeded(call, value, work.seconds * self._slowness)
         except Exception as error:
-            return failed(call, error, work.seconds, self._worker)
+            return failed(call, error, work.seconds * self._slowness, self._worker)
 
     async def load(self, bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Exception]:
         return load_bodies(bodies)

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import warnings
+from collections.abc import Coroutine
 from typing import Any
 
 from burst_dask import serialize
@@ -89,8 +90,8 @@ class World:
         run = await self._submit()
         if run is None:
             return
-        self._main.start(self._arrive())
-        self._main.start(self._misfortunes())
+        self._main.start(self._told(self._arrive()))
+        self._main.start(self._told(self._misfortunes()))
         try:
             async with asyncio.timeout(PATIENCE + self.scenario.horizon + self._work()):
                 await self._collect(run)
@@ -98,6 +99,13 @@ class World:
         except TimeoutError:
             await self._tell_stuck(run)
         await self._judge(run)
+
+    async def _told(self, happening: Coroutine[Any, Any, None]) -> None:
+        """Let something happen beside the rest; if it fails, that is told."""
+        try:
+            await happening
+        except Exception as error:
+            self.referee.complain(f"the simulator failed: {error!r}")
 
     def _work(self) -> float:
         """Return the seconds that all of the work would take one thread, with all its retries."""
@@ -209,7 +217,9 @@ class World:
         scenario = self.scenario
         name = f"worker-{len(self.workers)}"
         job = Job(self.session, scenario.settings, scenario.threads, self.referee.started)
-        worker = Worker(self.bucket, name, scenario.seed, Network(dict(scenario.network)), job, self.crash)
+        slowness = 1.0 if self.workers else scenario.slowness
+        network = Network(dict(scenario.network))
+        worker = Worker(self.bucket, name, scenario.seed, network, job, self.crash, slowness)
         worker.start(self._employ(worker))
         self.workers.append(worker)
 
@@ -278,7 +288,7 @@ class World:
         for each in sorted(named | {run}):
             for violation in await check_run(store, each, complete=each == run and not self.broken):
                 self.referee.complain(str(violation))
-        if self.scenario.processes_fail:
+        if self.scenario.processes_fail or self.scenario.settings.backups:
             return
         for (_, number), starts in self.referee.starts.items():
             work = self.scenario.graph.work[number]

@@ -15,7 +15,8 @@ runs this very code.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from burst_dask.errors import StoreError
@@ -26,6 +27,7 @@ from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Held, Open, encode
 from burst_dask.protocol.session import SessionState
 from burst_dask.store import requests_of
+from burst_dask.worker.backup import BackupTender, stand_in
 from burst_dask.worker.context import Context, logger, wait_for
 from burst_dask.worker.execution import Call
 from burst_dask.worker.finder import BLOCKED, Finder, Found
@@ -37,6 +39,8 @@ from burst_dask.worker.tender import UNFIT, Tender
 BATCH_SECONDS = 0.05
 #: Another shard is looked for when less than this many seconds of work are left: a few requests' time.
 LOOK_AHEAD = 0.3
+#: Why a worker ends whose threads all run what was given up: who keeps it alive starts another.
+STUCK = "stuck"
 
 
 class Agent:
@@ -137,6 +141,16 @@ class Agent:
             requests=requests_of(context.store),
         )
 
+    @contextlib.asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Tell the store that this worker lives, also before it works."""
+        await self._renew()
+        heartbeat = asyncio.create_task(self._heartbeat())
+        try:
+            yield
+        finally:
+            heartbeat.cancel()
+
     async def _renew(self) -> None:
         context = self.context
         key = keys.beat(context.session, context.worker)
@@ -233,7 +247,8 @@ class Agent:
         load = self.context.load
         if load.free and not any(t.holding.startable(load.free_resources()) for t in self.tenders.values()):
             return 0.0
-        return (sum(t.holding.remaining() for t in self.tenders.values()) + load.remaining()) / load.threads
+        remaining = sum(t.holding.remaining() for t in self.tenders.values()) + load.remaining()
+        return remaining / max(1, load.threads)
 
     def _dispatch(self) -> None:
         """Give every free thread a batch of ready tasks, of the most urgent run first."""
@@ -262,7 +277,10 @@ class Agent:
                 self._find_after = 0.0
         for ran in done:
             context.durations.end(table.kinds[ran.position], ran.seconds)
-            holding.finish(ran)
+            if holding.finish(ran):
+                self._spawn(self._try_again(tender, ran.position), self._batches)
+            if ran.stuck is not None:
+                self._lose_thread(ran.stuck)
         for position in batch[len(done) :]:
             context.durations.end(table.kinds[position], None)
             holding.give_back(position)
@@ -270,6 +288,26 @@ class Agent:
         for other in self.tenders.values():
             other.changed.set()  # a thread is free, for which they may reserve
         context.wake.set()
+
+    async def _try_again(self, tender: Tender, position: int) -> None:
+        context, holding = self.context, tender.holding
+        pause = policy.retry_pause(holding.attempts[position], context.settings.retry_delay)
+        await context.clock.sleep(pause * context.entropy.uniform(0.8, 1.2))
+        holding.rested(position)
+        tender.stir()
+        context.wake.set()
+
+    def _lose_thread(self, busy: asyncio.Future[Any]) -> None:
+        """A thread cannot be killed: do without it until it ends; without any, end, and be replaced."""
+        load = self.context.load
+        load.threads -= 1
+        busy.add_done_callback(self._regain_thread)
+        if load.threads == 0:
+            self.stop(STUCK, "all its threads run tasks that are past their time limits; its work was handed over")
+
+    def _regain_thread(self, _: asyncio.Future[Any]) -> None:
+        self.context.load.threads += 1
+        self.context.wake.set()
 
     # ------------------------------------------------------------------ shards
 
@@ -306,15 +344,18 @@ class Agent:
 
     def _tend(self, found: Found) -> None:
         context = self.context
+        shard, kind = found.shard, Tender
+        if found.backup:
+            shard, kind = stand_in(found.shard, found.backup, context.worker), BackupTender
         holding = Holding(
-            found.shard,
+            shard,
             found.table,
             context.memory.scope(),
             found.view.outcome,
             context.durations,
             context.load.resources,
         )
-        tender = Tender(context, found.view, holding, self._announce)
+        tender = kind(context, found.view, holding, self._announce)
         self.tenders[found.view.run, found.shard.id] = tender
         if context.stopping:
             tender.let_go(context.stopping)
@@ -363,4 +404,5 @@ def _call(holding: Holding, position: int) -> Call:
         wanted=position in holding.wanted,
         used=bool(holding.uses.get(number)),
         attempt=holding.attempts[position],
+        timeout=table.timeouts.get(position),
     )

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
+import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -16,12 +19,14 @@ from dask.utils import key_split
 
 from burst_dask import serialize
 from burst_dask.clock import thread_time
-from burst_dask.errors import UnstorableResult
+from burst_dask.errors import TaskTimeout, UnstorableResult
 from burst_dask.protocol import policy
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.records import ShardRecord
+from burst_dask.worker import output
 from burst_dask.worker.memory import Scope
+from burst_dask.worker.output import Capture
 from burst_dask.worker.ran import Ran
 from burst_dask.worker.table import TaskTable
 
@@ -41,6 +46,8 @@ class Call(NamedTuple):
     used: bool
     #: how often it has been started, this time included
     attempt: int
+    #: seconds that it may take; such a call comes alone
+    timeout: float | None = None
 
 
 class Executor(Protocol):
@@ -53,7 +60,10 @@ class Executor(Protocol):
         """Decode the tasks of a shard. Never raises for their sake: a task that cannot be decoded fails when run."""
 
     async def run(self, calls: Sequence[Call], values: Scope, seconds: float) -> list[Ran]:
-        """Run calls one after another; stop early when `seconds` have passed or one of them fails."""
+        """Run calls one after another; stop early when `seconds` have passed or one of them fails.
+
+        One that takes longer than its time limit fails, although its thread still runs: see `Ran.stuck`.
+        """
 
     async def load(self, bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Exception]:
         """Decode stored results; each becomes its value and size, or why it cannot be decoded."""
@@ -114,6 +124,9 @@ def open_table(record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
         retries={position: int(note["retries"]) for position, note in notes.items() if "retries" in note},
         priority={position: int(note["priority"]) for position, note in notes.items() if "priority" in note},
         resources={position: note["resources"] for position, note in notes.items() if note.get("resources")},
+        impure=Bitmap.of(position for position, note in notes.items() if note.get("impure")),
+        timeouts={position: float(note["timeout"]) for position, note in notes.items() if "timeout" in note},
+        retry_on={position: tuple(note["retry_on"]) for position, note in notes.items() if "retry_on" in note},
         kinds=[key_split(name) for name in names],
     )
 
@@ -135,13 +148,24 @@ class ThreadExecutor:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="burst-task")
         # Decoding may import large modules: it must neither block the event loop nor wait for tasks.
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="burst-decode")
+        self._keeps_output = False
 
     async def open(self, record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
         return await asyncio.get_running_loop().run_in_executor(self._decoder, open_table, record, buffers)
 
     async def run(self, calls: Sequence[Call], values: Scope, seconds: float) -> list[Ran]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, run_calls, calls, values, seconds, self._worker)
+        if not self._keeps_output:
+            self._keeps_output = True
+            output.add_user()
+        if not output.installed():
+            output.install()
+        loop, capture = asyncio.get_running_loop(), Capture()
+        running = loop.run_in_executor(self._pool, run_calls, calls, values, seconds, self._worker, capture)
+        if (limit := calls[0].timeout) is not None:
+            await asyncio.wait({running}, timeout=limit)
+            if not running.done():
+                return [given_up(calls[0], limit, capture, self._worker, running)]
+        return await running
 
     async def load(self, bodies: dict[int, memoryview]) -> dict[int, tuple[Any, int] | Exception]:
         if sum(map(len, bodies.values())) < 100_000:
@@ -152,6 +176,9 @@ class ThreadExecutor:
         return await asyncio.get_running_loop().run_in_executor(self._decoder, dump_values, values, limit)
 
     def close(self) -> None:
+        if self._keeps_output:
+            self._keeps_output = False
+            output.remove_user()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._decoder.shutdown(wait=False, cancel_futures=True)
 
@@ -183,18 +210,32 @@ def dump_values(values: dict[int, Any], limit: int | None) -> dict[int, list[Buf
     return dumped
 
 
-def run_calls(calls: Sequence[Call], values: Scope, seconds: float, worker: str) -> list[Ran]:
-    """Run calls one after another in this thread; those not returned were not started."""
+def run_calls(
+    calls: Sequence[Call], values: Scope, seconds: float, worker: str, capture: Capture | None = None
+) -> list[Ran]:
+    """Run calls one after another in this thread; those not returned were not started.
+
+    Parameters
+    ----------
+    capture
+        Gets what they print, one call after another.
+    """
+    capture = Capture() if capture is None else capture
+    capture.thread = threading.get_ident()
     done: list[Ran] = []
     fresh: dict[int, Any] = {}
+    token = output.current.set(capture)
     start = thread_time()
     for call in calls:
         ran = _run_call(call, values, fresh, worker, start)
         done.append(ran)
+        if capture.printed:
+            ran.output = capture.take(call.position, call.key, call.attempt)
         start = start + ran.seconds
         seconds -= ran.seconds
         if ran.failed or seconds <= 0:
             break
+    output.current.reset(token)
     return done
 
 
@@ -231,7 +272,30 @@ def succeeded(call: Call, value: Any, seconds: float) -> Ran:
 def failed(call: Call, error: BaseException, seconds: float, worker: str) -> Ran:
     """Return what came of a call that raised `error`."""
     body = serialize.dump_failure(error, key=call.key, worker=worker, attempts=call.attempt)
-    return Ran(call.position, seconds, body=body, failed=True)
+    return Ran(call.position, seconds, body=body, failed=True, raised=_names(type(error)))
+
+
+def _names(kind: type[BaseException]) -> tuple[str, ...]:
+    return tuple(f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__[:-1])
+
+
+def given_up(call: Call, limit: float, capture: Capture, worker: str, running: asyncio.Future[Any]) -> Ran:
+    """Return what came of a call that is past its time limit: an error that says where it was."""
+    error = TaskTimeout(
+        f"task {call.key!r} ran for longer than its time limit of {limit:g} s, and was given up in try {call.attempt}. "
+        "Other tasks go on. Its limit is its annotation `timeout`"
+    )
+    frame, stack = sys._current_frames().get(capture.thread), []
+    while frame is not None and frame.f_globals.get("__name__") != __name__:
+        stack.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    where = traceback.StackSummary.extract(reversed(stack)).format()
+    error.add_note("It was here:\n" + "".join(where).rstrip())
+    ran = failed(call, error, limit, worker)
+    if capture.printed:
+        ran.output = capture.take(call.position, call.key, call.attempt)
+    ran.stuck = running
+    return ran
 
 
 def _store(call: Call, value: Any) -> list[Buffer] | None:

@@ -29,16 +29,20 @@ READ_AT_ONCE = 4
 SPARED = 2
 #: Workers of all that look, in each round of their searches, whether a large run is complete.
 SURVEYORS = 0.5
+#: Workers of all idle ones, in each round of their searches, that run a straggler's task as well.
+BACKERS = 1.0
 #: A shard released for this reason waits for others: it is claimed again when those are complete.
 BLOCKED = "nothing ready"
 
 
 class Found(NamedTuple):
-    """A shard that this worker now holds."""
+    """A shard that this worker now holds, or some tasks of another's."""
 
     view: RunView
     shard: Shard
     table: TaskTable
+    #: the tasks to run a second copy of; empty when the shard is held
+    backup: Bitmap = EMPTY
 
 
 class Finder:
@@ -61,6 +65,10 @@ class Finder:
         self._tended = tended
         #: whether none of the workers last looked at held anything of the run
         self._quiet = False
+        #: shard -> the number of entries it had when last looked at, and when it was first seen with those
+        self._since: dict[tuple[RunId, ShardId], tuple[int, float]] = {}
+        #: shards whose holder has not committed for long, by the last search, and for how long
+        self._stragglers: list[tuple[Shard, float]] = []
         #: runs in which every task has its outcome
         self.complete: set[RunId] = set()
         #: shards that this worker cannot run: it lacks a resource that every task left needs
@@ -84,12 +92,15 @@ class Finder:
             if shard is not None:
                 number = keys.root_number(shard.id)
                 return Found(view, shard, await self.context.table(view, number))
+            if self._stragglers and (found := await self._back_up(view)) is not None:
+                return found
             if view.totals().pending == 0 or await self._is_over(view, idle):
                 self.complete.add(run)
                 self.context.views.pop(run, None)
         return None
 
     async def _find_in(self, view: RunView, idle: bool) -> Shard | None:
+        self._stragglers = []
         shard = await self._claim_untouched(view)
         if shard is not None or not idle:
             return shard
@@ -98,6 +109,8 @@ class Finder:
             fresh = await self._look_around(view)
         if view.totals().pending == 0:
             return None
+        if self.context.settings.backups:
+            self._stragglers = self._find_stragglers(view, fresh)
         return (
             await self._claim_untouched(view)
             or await self._claim_freed(view)
@@ -253,7 +266,7 @@ class Finder:
         for shard in map(view.shard, sorted(fresh)):
             if shard.index.holder == self.context.worker or self._leaves(view, shard):
                 continue
-            count = policy.steal(len(shard.splittable), self._mean(shard), self.context.settings.split_from)
+            count = policy.steal(len(shard.splittable), self._mean(shard), self._worth(shard))
             work = count * (self._mean(shard) or self.context.durations.typical())
             # Of equally loaded shards the thieves take different ones.
             work *= self.context.entropy.uniform(0.8, 1.0)
@@ -263,7 +276,7 @@ class Finder:
             return None
         table = await self.context.table(view, keys.root_number(best.id))
         tasks = takeable(view, best, table)
-        tasks = closed_part(tasks, table, policy.steal(len(tasks), self._mean(best), self.context.settings.split_from))
+        tasks = closed_part(tasks, table, policy.steal(len(tasks), self._mean(best), self._worth(best)))
         if not tasks:
             return None
         child = keys.child_shard(best.id, best.next)
@@ -271,6 +284,43 @@ class Finder:
         if parent is None:
             return None
         return await self._try(view, Shard.untouched(child, tasks), Claim(self._first(tasks)))
+
+    def _worth(self, shard: Shard) -> float:
+        """Return the seconds of work worth a split: any, if its holder is held up by a task that takes long."""
+        held_up = any(straggler.id == shard.id for straggler, _ in self._stragglers)
+        return 0.0 if held_up else self.context.settings.split_from
+
+    # ------------------------------------------------------------------ back up
+
+    def _find_stragglers(self, view: RunView, fresh: set[ShardId]) -> list[tuple[Shard, float]]:
+        """Return those shards of `fresh` whose holder has not committed for long, and for how long."""
+        now = self.context.clock.monotonic()
+        found = []
+        for shard in map(view.shard, sorted(fresh)):
+            known = self._since.get((view.run, shard.id))
+            if known is None or known[0] != shard.next:
+                known = self._since[view.run, shard.id] = (shard.next, now)
+            others = shard.phase is Phase.HELD and shard.index.holder != self.context.worker
+            if others and now - known[1] > 2 * self.context.settings.commit_interval and not self._leaves(view, shard):
+                found.append((shard, now - known[1]))
+        return found
+
+    async def _back_up(self, view: RunView) -> Found | None:
+        """Choose a straggler's task to run as well: one, and not all idle workers the same."""
+        context = self.context
+        if context.entropy.uniform(0, self.roster.workers) > BACKERS:
+            return None
+        shard, age = context.entropy.choice(self._stragglers)
+        table = await context.table(view, keys.root_number(shard.id))
+        # What a worker has died of must not take others with it.
+        running = (shard.index.reserved & shard.index.pending) - table.impure - Bitmap.of(shard.index.strikes)
+        interval = context.settings.commit_interval
+        tasks = [
+            position
+            for position in among(running, view, shard, table, closed=False)
+            if policy.straggles(age, context.durations.known(table.kinds[position]), interval)
+        ]
+        return Found(view, shard, table, Bitmap.of([context.entropy.choice(tasks)])) if tasks else None
 
     @staticmethod
     def _mean(shard: Shard) -> float | None:
@@ -292,16 +342,24 @@ class Finder:
 
 
 def takeable(view: RunView, shard: Shard, table: TaskTable) -> Bitmap:
-    """Return the tasks of a busy shard that can run elsewhere.
+    """Return the tasks of a busy shard that nobody has reserved and that can run elsewhere, alone or together."""
+    return among(shard.splittable, view, shard, table, closed=True)
 
-    Nobody has reserved them, and each input is stored, or comes from a task that is takeable too.
+
+def among(tasks: Bitmap, view: RunView, shard: Shard, table: TaskTable, *, closed: bool) -> Bitmap:
+    """Return those of `tasks` that can run elsewhere: each input is stored.
+
+    Parameters
+    ----------
+    closed
+        Or comes from a task that is among them, too.
     """
     chosen: set[int] = set()
     outcomes, first = shard.index.outcomes, table.first
-    for position in shard.splittable:
+    for position in tasks:
         for number in table.dependencies[position]:
             own = number - first
-            if own in chosen or (own in outcomes.stored and own in outcomes.done):
+            if (closed and own in chosen) or (own in outcomes.stored and own in outcomes.done):
                 continue
             if own in shard.index.tasks:
                 break

@@ -1,343 +1,32 @@
 """One held shard in a worker's memory: what can run, what runs, what has ended.
 
 Pure bookkeeping in the manner of `dask.local` and of distributed's worker state machine: the
-agent tells it events (`news`, `loaded`, `finish`, `refold`) and asks it questions (`take`,
-`to_load`, `awaited`, `facts`). No I/O, no clock. State of each task, by its position:
-
-::
-
-    waiting ──▶ loadable ──▶ ready ──▶ running ──▶ finished ──▶ (committed)
-       │            (inputs must be read)  │             ▲
-       └── a dependency failed ────────────┼─────────────┘
-                                           └── failed, retries left ──▶ ready
-
-``parked`` are tasks that could be loadable or ready, were they reserved (PROTOCOL.md,
-"Reservation"): only the newest entry's reserved tasks may start.
+agent tells it events (`news`, `loaded`, `finish`, `refold`; see `moves`) and asks it questions
+(`take`, `to_load`, `awaited`, `reserve`). No I/O, no clock.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from burst_dask.journal.view import TaskOutcome
 from burst_dask.protocol import policy
-from burst_dask.protocol.bitmap import EMPTY, Bitmap
-from burst_dask.protocol.shard import Shard
-from burst_dask.worker.durations import Durations
-from burst_dask.worker.memory import Scope
-from burst_dask.worker.ran import Finished, Ran
-from burst_dask.worker.table import TaskTable, fits
+from burst_dask.protocol.bitmap import Bitmap
+from burst_dask.worker.moves import Moves
+from burst_dask.worker.table import fits
 
 
-class Holding:
-    """A shard that this worker holds.
-
-    Parameters
-    ----------
-    shard
-        Its folded state, with this worker as the holder.
-    table
-        Its tasks.
-    values
-        Results in memory by global number; private to this holding.
-    outcome
-        What is known of any task of the run, by global number.
-    durations
-        How long tasks of each kind take.
-    resources
-        What the worker has, by name.
-    """
-
-    def __init__(
-        self,
-        shard: Shard,
-        table: TaskTable,
-        values: Scope,
-        outcome: Callable[[int], TaskOutcome | None],
-        durations: Durations,
-        resources: dict[str, float] | None = None,
-    ) -> None:
-        self.shard = shard
-        self.table = table
-        self.values = values
-        self.durations = durations
-        #: tasks that need more of a resource than this worker has: others may run them
-        self.lacking = {p for p, need in table.resources.items() if not fits(need, resources or {})}
-        self._outcome = outcome
-        #: positions to run: those without an outcome, and `revived`
-        self.todo: set[int] = set()
-        #: done before, by a holder that died with their results; run again, not committed again
-        self.revived: set[int] = set()
-        #: position -> dependencies without an outcome, or outside of memory with no place in the store
-        self.unmet: dict[int, int] = {}
-        #: … of which in other shards
-        self.unmet_foreign: Counter[int] = Counter()
-        #: global number of an awaited outcome elsewhere -> positions here that need it
-        self.waiting: dict[int, list[int]] = defaultdict(list)
-        self.parked: set[int] = set()
-        self.loadable: list[tuple[int, int]] = []
-        self.loading: set[int] = set()
-        self.ready: list[tuple[int, int]] = []
-        self.running: set[int] = set()
-        self.attempts: Counter[int] = Counter()
-        self.finished = Finished()
-        #: what the entry on its way reserves; it may land at any moment, and what it gives back may be split off then
-        self.sent: Bitmap | None = None
-        #: global number -> how many positions to run still need its value
-        self.uses: Counter[int] = Counter()
-        #: positions whose results tasks of other shards wait for …
-        self.consumed: Bitmap = EMPTY
-        #: … and all whose results somebody outside the shard needs, the client too
-        self.wanted: Bitmap = EMPTY
-        #: bytes of uncommitted results, and whether tasks of other shards wait for one
-        self.finished_size = 0
-        self.finished_consumed = False
-        self._plan_todo()
-
-    # ------------------------------------------------------------------ beginning
-
-    def _plan_todo(self) -> None:
-        index, table = self.shard.index, self.table
-        self.todo = set(index.pending)
-        stack = list(self.todo)
-        while stack:
-            for dependency in table.dependencies[stack.pop()]:
-                position = dependency - table.first
-                if self._lost(position) and position not in self.todo:
-                    self.todo.add(position)
-                    self.revived.add(position)
-                    stack.append(position)
-        self._find_wanted()
-        for position in self.todo:
-            self.uses.update(table.dependencies[position])
-        for position in sorted(self.todo):
-            self._connect(position)
-
-    def _lost(self, position: int) -> bool:
-        """Tell whether an own task is done, but its result was only in a dead worker's memory."""
-        outcomes = self.shard.index.outcomes
-        return position in self.shard.index.tasks and position in outcomes.done and position not in outcomes.stored
-
-    def _find_wanted(self) -> None:
-        tasks, table = self.shard.index.tasks, self.table
-        self.consumed = table.consumed & tasks
-        if len(tasks) < table.count:
-            # Part of the plan's shard lies in another one: what crosses the cut is needed outside.
-            self.consumed |= Bitmap.of(p for p in tasks if any(d not in tasks for d in table.dependents[p]))
-        self.wanted = self.consumed | (table.outputs & tasks)
-
-    def _connect(self, position: int) -> None:
-        """Count what a task waits for; it may turn out ready, or failed upstream."""
-        unmet = 0
-        cause: int | None = None
-        for dependency in self.table.dependencies[position]:
-            if dependency - self.table.first in self.todo:
-                unmet += 1
-                continue
-            outcome = self._outcome(dependency)
-            if outcome is None:
-                self.waiting[dependency].append(position)
-                self.unmet_foreign[position] += 1
-                unmet += 1
-            elif not outcome.done and cause is None:
-                cause = outcome.cause
-        self.unmet[position] = unmet
-        if cause is not None:
-            self._fail_upstream([position], cause)
-        elif not unmet:
-            self._enable(position)
-
-    # ------------------------------------------------------------------ events
-
-    def news(self) -> bool:
-        """Take in outcomes of other shards that have become known; tell whether any mattered."""
-        mattered = False
-        for dependency in list(self.waiting):
-            outcome = self._outcome(dependency)
-            if outcome is None:
-                continue
-            mattered = True
-            positions = self.waiting.pop(dependency)
-            if outcome.done:
-                for position in positions:
-                    self.unmet_foreign[position] -= 1
-                    self._met(position)
-            else:
-                assert outcome.cause is not None
-                self._fail_upstream(positions, outcome.cause)
-        return mattered
-
-    def loaded(self, positions: Iterable[int], values: dict[int, tuple[Any, int]]) -> None:
-        """Take in inputs read for `positions`, which become ready: values with their sizes."""
-        for number, (value, size) in values.items():
-            if self.uses.get(number):
-                self.values.put(number, value, size)
-        for position in positions:
-            self.loading.discard(position)
-            if position in self.todo:
-                self._enable(position)
-
-    def give_up(self, ran: Ran) -> None:
-        """Record an outcome without another try: an input cannot be read, or workers die of the task."""
-        self.loading.discard(ran.position)
-        self._end(ran)
-
-    def finish(self, ran: Ran) -> None:
-        """Record that an execution has ended."""
-        position = ran.position
-        self.running.discard(position)
-        if position not in self.todo:
-            return  # taken by a backup copy meanwhile
-        if ran.failed and self.attempts[position] <= self.table.retries.get(position, 0):
-            self._enable(position)
-        else:
-            self._end(ran)
-
-    def give_back(self, position: int) -> None:
-        """Record that a task taken for a batch was not started after all."""
-        self.running.discard(position)
-        self.attempts[position] -= 1
-        if position in self.todo and not self.unmet[position]:
-            self._enable(position)
-
-    def refold(self, shard: Shard) -> None:
-        """Take in what others appended: tasks split off, or finished by a backup copy."""
-        gone = self.shard.index.tasks - shard.index.tasks
-        covered = shard.index.outcomes.all - self.shard.index.outcomes.all
-        self.shard, self.sent = shard, None
-        for position in gone:
-            # What stays here and depends on it now awaits another shard's outcome.
-            self._forget(position)
-            for dependent in self.table.dependents[position]:
-                if dependent in self.todo and dependent not in gone:
-                    self.waiting[self.table.first + position].append(dependent)
-                    self.unmet_foreign[dependent] += 1
-        if gone:
-            self._find_wanted()
-        for position in covered:
-            self._beaten(position)
-        self.news()
-        self._unpark()
-
-    def _beaten(self, position: int) -> None:
-        """Take in that a backup copy brought the result of a task first."""
-        ran = self.finished.ran.pop(position, None)
-        if position in self.todo:
-            self._forget(position)
-            self._settle_dependents(position)
-        elif ran is not None and ran.failed:
-            # It failed here, and what that made fail upstream can run after all.
-            revoked = sorted(self.finished.upstream.pop(self.table.first + position, ()))
-            self.todo.update(revoked)
-            for dependent in revoked:
-                self.uses.update(self.table.dependencies[dependent])
-            for dependent in revoked:
-                self._connect(dependent)
-
-    def sending(self, shard: Shard) -> None:
-        """Note that the entry which leads to `shard` is on its way: only what it reserves, too, may start."""
-        self.sent = shard.index.reserved
-
-    def committed(self, shard: Shard) -> None:
-        """Take in the state after an entry of one's own."""
-        self.shard, self.sent = shard, None
-        self._unpark()
-
-    def collect(self) -> Finished:
-        """Return what has finished, which from now on is being committed."""
-        finished, self.finished = self.finished, Finished()
-        self.finished_size, self.finished_consumed = 0, False
-        return finished
-
-    # ------------------------------------------------------------------ how tasks move
-
-    def _met(self, position: int) -> None:
-        self.unmet[position] -= 1
-        if not self.unmet[position] and position in self.todo and position not in self.running:
-            self._enable(position)
-
-    def _may_start(self, position: int) -> bool:
-        if position in self.lacking:
-            return False
-        if position in self.revived:
-            return True
-        return position in self.shard.index.reserved and (self.sent is None or position in self.sent)
-
-    def _enable(self, position: int) -> None:
-        """Queue a task whose dependencies all have outcomes."""
-        if not self._may_start(position):
-            self.parked.add(position)
-            return
-        missing = any(number not in self.values for number in self.table.dependencies[position])
-        heapq.heappush(self.loadable if missing else self.ready, self._rank(position))
-
-    def _unpark(self) -> None:
-        for position in [p for p in self.parked if self._may_start(p)]:
-            self.parked.discard(position)
-            self._enable(position)
-
-    def _end(self, ran: Ran) -> None:
-        """Give a task its outcome, to be committed."""
-        position = ran.position
-        number = self.table.first + position
-        self._forget(position)
-        if position not in self.revived:
-            self.finished.ran[position] = ran
-            self.finished_size += sum(memoryview(part).nbytes for part in ran.body or ())
-            self.finished_consumed |= position in self.consumed
-        if not ran.failed:
-            if self.uses.get(number):
-                self.values.put(number, ran.value, ran.size)
-            ran.value = None
-            self._settle_dependents(position)
-        elif position in self.revived:
-            # It was done once and now is not: whoever needs it fails with this error.
-            for dependent in self.table.dependents[position]:
-                if dependent in self.todo:
-                    self._end(Ran(dependent, body=ran.body, failed=True))
-        else:
-            self._fail_upstream(self.table.dependents[position], number)
-
-    def _settle_dependents(self, position: int) -> None:
-        for dependent in self.table.dependents[position]:
-            if dependent in self.todo:
-                self._met(dependent)
-
-    def _fail_upstream(self, positions: Iterable[int], cause: int) -> None:
-        """Give tasks, and all that depend on them here, the outcome `upstream failed` (rule 4)."""
-        stack = list(positions)
-        while stack:
-            position = stack.pop()
-            if position not in self.todo:
-                continue
-            self._forget(position)
-            if position not in self.revived:
-                self.finished.upstream[cause].add(position)
-            stack.extend(self.table.dependents[position])
-
-    def _forget(self, position: int) -> None:
-        """Take a task out of what is to run, and let go of inputs that nothing else needs."""
-        if position not in self.todo:
-            return
-        self.todo.discard(position)
-        self.parked.discard(position)
-        for number in self.table.dependencies[position]:
-            self.uses[number] -= 1
-            if not self.uses[number]:
-                del self.uses[number]
-                self.values.pop(number, None)
-
-    # ------------------------------------------------------------------ questions
+class Holding(Moves):
+    """A shard that this worker holds, and what there is to do in it."""
 
     def take(self, seconds: float, free: Mapping[str, float] | None = None) -> list[int]:
         """Return tasks for one thread, in an order in which they can run one after another.
 
         They take about `seconds` together, so that tiny tasks pay for one thread hop in many;
         a dependent that only needs tasks of the same batch is part of it. A task of unknown
-        kind, longer than that, or in need of a resource (of which `free` is left) comes alone.
+        kind, longer than that, with a time limit, or in need of a resource (of which `free` is left)
+        comes alone.
         """
         batch: list[int] = []
         members: set[int] = set()
@@ -345,7 +34,7 @@ class Holding:
         followers: list[int] = []
         while seconds > 0 and (position := self._next(followers, free or {})) is not None:
             estimate = self.durations.known(self.table.kinds[position])
-            estimate = seconds if estimate is None or position in self.table.resources else estimate
+            estimate = seconds if estimate is None or position in self.alone else estimate
             if batch and estimate >= seconds:
                 if position not in unmet:
                     heapq.heappush(self.ready, self._rank(position))
@@ -360,9 +49,6 @@ class Holding:
         self.running |= members
         self.attempts.update(batch)
         return batch
-
-    def _rank(self, position: int) -> tuple[int, int]:
-        return (-self.table.priority.get(position, 0), position)
 
     def _next(self, followers: list[int], free: Mapping[str, float]) -> int | None:
         if followers:
@@ -388,7 +74,7 @@ class Holding:
         return (
             position in self.todo
             and self._may_start(position)
-            and position not in self.table.resources
+            and position not in self.alone
             and all(n in self.values or n - self.table.first in members for n in self.table.dependencies[position])
         )
 
@@ -439,14 +125,12 @@ class Holding:
 
     def reserve(self, threads: int, seconds: float) -> Bitmap:
         """Return the tasks to reserve with the next entry, for that many threads and thread-seconds."""
-        return policy.reserve(
-            self.candidates(),
-            self.guess,
-            self.shard.index.strikes,
-            Bitmap.of((self.running & self.todo) - self.revived),
-            threads,
-            seconds,
-        )
+        candidates, strikes = self.candidates(), self.shard.index.strikes
+        resting = Bitmap.of(self.resting - self.revived)
+        if resting:  # it stays reserved, takes no time, and no suspect is alone with it
+            candidates = (p for p in candidates if p not in resting and p not in strikes)
+        running = Bitmap.of((self.running & self.todo) - self.revived)
+        return resting | policy.reserve(candidates, self.guess, strikes, running, threads, seconds)
 
     def guess(self, position: int) -> float:
         """Return how many seconds the task at `position` probably takes."""
@@ -455,7 +139,8 @@ class Holding:
     def ahead(self) -> float:
         """Return the probable seconds of reserved work that can run and has not begun."""
         reserved = self.shard.index.reserved
-        return sum(self.guess(p) for p in self.candidates() if p in reserved and p not in self.running)
+        begun = self.running | self.resting
+        return sum(self.guess(p) for p in self.candidates() if p in reserved and p not in begun)
 
     def left(self) -> float:
         """Return the probable seconds of work here that needs no news, running tasks included in full."""

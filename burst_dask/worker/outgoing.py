@@ -28,8 +28,9 @@ class Outgoing:
     segment: list[Buffer] = field(default_factory=list)
     #: position -> whether in the segment, start, end
     places: dict[int, tuple[bool, int, int]] = field(default_factory=dict)
-    #: name of the segment, once it is written
+    #: names of the segment, and of the object with what tasks have printed, once they are written
     segment_name: str = ""
+    logs_name: str = ""
 
     @classmethod
     def of(
@@ -95,6 +96,7 @@ class Outgoing:
         ran = {position: ran for position, ran in self.finished.ran.items() if position in pending}
         upstream = {cause: Bitmap.of(tasks) & pending for cause, tasks in self.finished.upstream.items()}
         upstream = {cause: tasks for cause, tasks in upstream.items() if tasks}
+        logged = Bitmap.of(output.position for output in self.finished.outputs) & shard.index.tasks
         failed = Bitmap.of(p for p, one in ran.items() if one.failed)
         for tasks in upstream.values():
             failed |= tasks
@@ -109,4 +111,6 @@ class Outgoing:
             upstream=upstream,
             seconds=sum(one.seconds for one in ran.values()),
             ran=len(ran),
+            logs={self.logs_name: logged} if self.logs_name else {},
+            tries={p: tries for p, tries in self.finished.tries.items() if p in pending},
         ), tuple(names)

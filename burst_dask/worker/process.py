@@ -12,46 +12,29 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-import dask
 import msgspec
 import psutil
 
-import burst_dask
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
-from burst_dask.errors import BurstError, ConfigError, StoreMissing, UnknownId, VersionMismatch
+from burst_dask.environment.preparing import NOTHING, Prepared, prepare, tell_differences, use
+from burst_dask.environment.versions import check_versions, own_versions
+from burst_dask.errors import BurstError, ConfigError, EnvironmentFailed, StoreMissing, UnknownId, VersionMismatch
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
-from burst_dask.protocol.records import Manifest, Versions, decode
+from burst_dask.protocol.records import Manifest, decode
 from burst_dask.store import Store, open_store
-from burst_dask.worker.agent import Agent
+from burst_dask.worker.agent import STUCK, Agent
 from burst_dask.worker.context import Context
 from burst_dask.worker.execution import ThreadExecutor
 from burst_dask.worker.memory import Memory
 
-EXIT_OK, EXIT_FAILED, EXIT_REFUSED = 0, 1, 3
+T = TypeVar("T")
 
-
-def own_versions() -> Versions:
-    """Return what this process runs."""
-    major, minor = sys.version_info[:2]
-    return Versions(python=f"{major}.{minor}", dask=dask.__version__, burst_dask=burst_dask.__version__)
-
-
-def check_versions(theirs: Versions, ours: Versions) -> None:
-    """Raise `VersionMismatch` when pickles of the client would not be understood here."""
-    different = [
-        f"{name} {getattr(ours, field)} here, {getattr(theirs, field)} in the client"
-        for field, name in (("python", "Python"), ("dask", "Dask"))
-        if getattr(ours, field) != getattr(theirs, field)
-    ]
-    if different:
-        raise VersionMismatch(
-            f"this worker refuses the session: {'; '.join(different)}. Nothing was claimed. "
-            "Start workers from the environment that the session was opened in, or open a session from this one."
-        )
+EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_REPLACE = 0, 1, 3, 4
 
 
 async def read_manifest(store: Store, session: SessionId) -> Manifest:
@@ -85,8 +68,8 @@ async def run_agent(
 
     Raises
     ------
-    UnknownId, VersionMismatch
-        It cannot work for this session; for the second, that is recorded for the client to see.
+    UnknownId, VersionMismatch, EnvironmentFailed
+        It cannot work for this session; for the last two, that is recorded for the client to see.
     """
     manifest = await read_manifest(store, session)
     settings = Settings.of(**manifest.settings)
@@ -107,18 +90,52 @@ async def run_agent(
     )
     agent = Agent(context, host=platform.node(), pid=os.getpid(), memory=memory)
     try:
+        if not await _prepared(agent, manifest, stop):
+            return "stopped"
+        watch = asyncio.create_task(_stop_when(stop, agent)) if stop is not None else None
+        try:
+            return await agent.run()
+        finally:
+            if watch is not None:
+                watch.cancel()
+    finally:
+        context.executor.close()
+        context.memory.close()
+
+
+async def _prepared(agent: Agent, manifest: Manifest, stop: asyncio.Event | None) -> bool:
+    """See to what tasks need around them; False when told to stop before that is done. Such ends are recorded."""
+    context, asked = agent.context, manifest.environment
+    prepared: Prepared | None = NOTHING
+    try:
         check_versions(manifest.versions, own_versions())
+        if asked.code or asked.requirements:
+            async with agent.beating():  # an installation may take longer than the lease
+                prepared = await _unless(stop, prepare(context.store, context.session, asked, context.clock))
     except VersionMismatch as error:
         await agent.end("refused", str(error))
         raise
-    watch = asyncio.create_task(_stop_when(stop, agent)) if stop is not None else None
+    except EnvironmentFailed as error:
+        await agent.end("unprepared", str(error))
+        raise
+    if prepared is None:
+        await agent.end("stopped", "asked to stop before it had begun")
+        return False
+    use(prepared)
+    await tell_differences(context.store, context.session, asked, prepared, context.worker, platform.node())
+    return True
+
+
+async def _unless(stop: asyncio.Event | None, job: Coroutine[Any, Any, T]) -> T | None:
+    """Return what `job` returns, or None when `stop` comes first; the job has ended then, too."""
+    tasks = asyncio.ensure_future(job), asyncio.ensure_future((stop or asyncio.Event()).wait())
     try:
-        return await agent.run()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].result() if tasks[0].done() else None
     finally:
-        if watch is not None:
-            watch.cancel()
-        context.executor.close()
-        context.memory.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _stop_when(stop: asyncio.Event, agent: Agent) -> None:
@@ -149,7 +166,7 @@ async def _main(arguments: argparse.Namespace) -> int:
         stop_reading = asyncio.create_task(_forget_reader(loop, arguments.supervisor_fd, stop))
     process = psutil.Process()
     try:
-        await run_agent(
+        reason = await run_agent(
             open_store(arguments.store),
             SessionId(arguments.session),
             WorkerId(arguments.worker or Entropy().token()),
@@ -159,7 +176,7 @@ async def _main(arguments: argparse.Namespace) -> int:
             spill_directory=arguments.spill_directory,
             memory=lambda: int(process.memory_info().rss),
         )
-    except (VersionMismatch, ConfigError, StoreMissing) as error:
+    except (VersionMismatch, EnvironmentFailed, ConfigError, StoreMissing) as error:
         # Starting it again would not help: the supervisor does not.
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_REFUSED
@@ -169,7 +186,7 @@ async def _main(arguments: argparse.Namespace) -> int:
     finally:
         if arguments.supervisor_fd is not None:
             stop_reading.cancel()
-    return EXIT_OK
+    return EXIT_REPLACE if reason == STUCK else EXIT_OK
 
 
 async def _forget_reader(loop: asyncio.AbstractEventLoop, fd: int, stop: asyncio.Event) -> None:

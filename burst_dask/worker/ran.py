@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 from burst_dask.protocol.frames import Buffer
+from burst_dask.protocol.records import TaskOutput
 
 
 @dataclass(slots=True)
@@ -22,6 +24,12 @@ class Ran:
     #: the result or error as stored (unsealed); None when only this shard needs it
     body: list[Buffer] | None = None
     failed: bool = False
+    #: what it has printed, if anything
+    output: TaskOutput | None = None
+    #: ``module.name`` of the class of what it raised, and of its bases
+    raised: tuple[str, ...] = ()
+    #: it is past its time limit and was given up: ends when its thread does
+    stuck: asyncio.Future[Any] | None = None
 
 
 @dataclass
@@ -31,6 +39,10 @@ class Finished:
     ran: dict[int, Ran] = field(default_factory=dict)
     #: first cause (global number) -> positions that failed because of it
     upstream: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    #: what tasks have printed, also in tries that are followed by another …
+    outputs: list[TaskOutput] = field(default_factory=list)
+    #: … of which there were so many, by position
+    tries: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ran) + sum(map(len, self.upstream.values()))

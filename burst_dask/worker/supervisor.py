@@ -8,7 +8,8 @@
 
 An agent that dies takes its worker id with it: the supervisor writes the `Ended` record that
 lets others take over its shards at once, and starts another agent under a new id. An agent
-that exits with 0 has ended in an orderly way (idle, closed, stopped) and is not replaced.
+that exits with 0 has ended in an orderly way (idle, closed, stopped) and is not replaced; one
+that asks for it by exiting with 4, is: it has handed over, and has threads that cannot be ended.
 
 The supervisor must outlive its agents, so it does little: it imports no Dask, opens the store
 only to report a death, and survives a store that cannot be written. Should it be killed all
@@ -44,8 +45,8 @@ log = logging.getLogger("burst_dask.supervisor")
 #: the module that an agent runs
 AGENT = "burst_dask.worker.process"
 
-#: exit codes of an agent and of the supervisor, see ``worker/README.md``
-ORDERLY, FAILED, USAGE, REFUSED = 0, 1, 2, 3
+#: exit codes of an agent and of the supervisor, see ``worker/README.md``; the last one of an agent only
+ORDERLY, FAILED, USAGE, REFUSED, REPLACE = 0, 1, 2, 3, 4
 #: what an agent exits with when starting another one would change nothing
 _FINAL = {ORDERLY: "ended", USAGE: "did not understand its options", REFUSED: "refused the session"}
 
@@ -285,6 +286,9 @@ class Supervisor:
                 code = await self._run_one()
                 if code in _FINAL:
                     return code
+                if code == REPLACE:  # no crash: it has worked until then
+                    deaths = 0
+                    continue
                 deaths = deaths + 1 if self._clock.monotonic() - started < self.options.quick else 1
                 delay = restart_delay(deaths, self.options.give_up_after)
                 if delay is None:
@@ -306,6 +310,8 @@ class Supervisor:
         code = await self._watch(child)
         if code in _FINAL:
             log.info("worker %s %s", child.worker, _FINAL[code])
+        elif code == REPLACE:
+            log.info("worker %s is replaced: its threads run tasks that are past their time limits", child.worker)
         else:
             self._tell(child, code)
         return code

@@ -35,6 +35,12 @@ class TaskTable:
     priority: dict[int, int] = field(default_factory=dict)
     #: position -> name of a resource -> how much of it the task needs
     resources: dict[int, dict[str, float]] = field(default_factory=dict)
+    #: positions of tasks that must not run twice at once
+    impure: Bitmap = EMPTY
+    #: position -> seconds that a try of the task may take
+    timeouts: dict[int, float] = field(default_factory=dict)
+    #: position -> names of the exceptions after which it may be tried again; any, where there is none
+    retry_on: dict[int, tuple[str, ...]] = field(default_factory=dict)
     #: what kind of task each is: tasks of a kind take about the same time
     kinds: list[str] = field(default_factory=list)
 

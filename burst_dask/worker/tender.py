@@ -9,11 +9,12 @@ from functools import partial
 from burst_dask import serialize
 from burst_dask.errors import CorruptObject, WorkerLost
 from burst_dask.journal import log
-from burst_dask.journal.view import RunView
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
+from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import ShardId
-from burst_dask.protocol.records import Action, Commit, Release
+from burst_dask.protocol.records import Action, Commit, Logs, Release, encode
 from burst_dask.protocol.shard import Phase, Shard
 from burst_dask.worker.context import Context, logger, wait_for
 from burst_dask.worker.holding import Holding
@@ -51,7 +52,7 @@ class Tender:
         self.poll_changed = asyncio.Event()
         #: why to let the shard go; None while there is no reason to
         self.letting_go: str | None = None
-        self._last_entry = context.clock.monotonic()
+        self._last_entry = self._last_look = context.clock.monotonic()
         #: small results of this holder's last entry, carried on into the next
         self._carried: dict[int, bytes] = {}
 
@@ -103,7 +104,8 @@ class Tender:
                 continue
             due = self._commit_in()
             if due is None or due > 0:
-                await wait_for(self.changed, due)
+                if not await wait_for(self.changed, due) and not await self._look_at_own_log():
+                    return
                 continue
             if not await self._commit():
                 return
@@ -155,11 +157,7 @@ class Tender:
             # In a hurry, what would take long to store is left to be computed again.
             kept = await context.executor.dump(holding.only_here(), KEEP_BYTES if context.stopping else None)
         outgoing = Outgoing.of(holding.collect(), self._carried, context.settings, kept)
-        if outgoing.segment:
-            name = outgoing.segment_name = f"{holding.shard.next:05d}-{context.entropy.token()}"
-            key = keys.segment(self.view.run, holding.shard.id, name)
-            # Durable before the entry that names it is written (rule 2).
-            await context.insist(lambda: context.store.put(key, outgoing.segment))
+        await self._put_beside(outgoing)
 
         def action(shard: Shard) -> Action:
             outcomes, names = outgoing.outcomes(shard)
@@ -170,6 +168,20 @@ class Tender:
             return Commit(outcomes=outcomes, reserved=reserved - outcomes.all, segments=names)
 
         return await self._append(action, outgoing)
+
+    async def _put_beside(self, outgoing: Outgoing) -> None:
+        """Make durable what the entry will name, before it is written (rule 2)."""
+        context, run, shard = self.context, self.view.run, self.holding.shard
+        name = f"{shard.next:05d}-{context.entropy.token()}"
+        objects: dict[str, list[Buffer]] = {}
+        if outgoing.segment:
+            outgoing.segment_name = name
+            objects[keys.segment(run, shard.id, name)] = outgoing.segment
+        if outgoing.finished.outputs:
+            outgoing.logs_name = name
+            logs = Logs(worker=context.worker, tasks=tuple(outgoing.finished.outputs))
+            objects[keys.task_logs(run, shard.id, name)] = [encode(logs)]
+        await in_parallel(lambda key: context.insist(lambda: context.store.put(key, objects[key])), objects)
 
     async def _append(self, action: Callable[[Shard], Action], outgoing: Outgoing) -> bool:
         holding, context = self.holding, self.context
@@ -186,11 +198,33 @@ class Tender:
                 self._tell()
                 return True
             await context.insist(partial(self.view.poll, holding.shard.id, once=True))
-            newest = self.view.shard(holding.shard.id)
-            if newest.index.holder != context.worker or newest.phase is Phase.COMPLETE:
-                logger.info("shard %s of %s is no longer held", newest.id, self.view.run)
-                return False  # what was not committed is somebody else's to do
-            holding.refold(newest)
+            if not self._take_in_news():
+                return False
+
+    async def _look_at_own_log(self) -> bool:
+        """While running tasks take long, look whether a copy was first; tell whether the shard is still held."""
+        context = self.context
+        since = context.clock.monotonic() - self._last_look
+        quiet = context.clock.monotonic() - self._last_entry
+        if not context.settings.backups or since < max(2 * context.settings.commit_interval, quiet / 8):
+            return True
+        self._last_look = context.clock.monotonic()
+        shard = self.holding.shard
+        await context.insist(partial(self.view.poll, shard.id))
+        if self.view.shard(shard.id).next == shard.next:
+            return True
+        held = self._take_in_news()
+        self._tell()
+        return held
+
+    def _take_in_news(self) -> bool:
+        """Take in what others have appended; tell whether the shard is still held."""
+        newest = self.view.shard(self.holding.shard.id)
+        if newest.index.holder != self.context.worker or newest.phase is Phase.COMPLETE:
+            logger.info("shard %s of %s is no longer held", newest.id, self.view.run)
+            return False  # what was not committed is somebody else's to do
+        self.holding.refold(newest)
+        return True
 
     def _tell(self) -> None:
         self.stir()

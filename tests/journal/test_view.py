@@ -383,3 +383,18 @@ async def test_the_first_error_of_many_requests_is_raised_as_itself() -> None:
     assert await in_parallel(fails, [1, 2]) == [1, 2]
     with pytest.raises(CorruptObject, match="three"):
         await in_parallel(fails, range(10))
+
+
+async def test_shards_that_were_read_and_never_listed_are_open_until_they_are_complete(
+    store: Store, view: RunView
+) -> None:
+    root = await write(store, Shard.untouched(ROOT, Bitmap.full(6)), "a", Claim(EMPTY))
+    child = keys.child_shard(ROOT, 1)
+    await write(store, root, "b", Split(child=child, tasks=Bitmap.of([4, 5])))
+    await view.poll(ROOT)
+    held = await write(store, view.shard(child), "b", Claim(Bitmap.of([4, 5])))
+    await view.poll(child)
+    assert view.open_shards() == [ROOT, child]
+    await write(store, held, "b", Commit(Outcomes(done=Bitmap.of([4, 5]), ran=2), EMPTY))
+    await view.poll(child)
+    assert view.open_shards() == [ROOT]

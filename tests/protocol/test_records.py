@@ -18,14 +18,18 @@ from burst_dask.protocol.records import (
     Commit,
     Entry,
     Location,
+    Logs,
     Outcomes,
     Place,
     Plan,
+    Printed,
+    Record,
     Release,
     ShardIndex,
     ShardInfo,
     Split,
     Takeover,
+    TaskOutput,
     decode,
     decode_with_end,
     encode,
@@ -42,7 +46,11 @@ outcomes = st.builds(
     upstream=st.dictionaries(st.integers(0, 10**9), bitmaps, max_size=3),
     seconds=st.floats(0, 1e6),
     ran=st.integers(0, 10**6),
+    logs=st.dictionaries(names, bitmaps, max_size=3),
+    tries=st.dictionaries(positions, st.integers(1, 9), max_size=3),
 )
+printed = st.builds(Printed, st.floats(0, 1e10), names, st.text(st.characters(exclude_categories=["Cs"])))
+outputs = st.builds(TaskOutput, positions, st.binary(), positions, positions, st.lists(printed, max_size=3).map(tuple))
 actions = st.one_of(
     st.builds(Claim, bitmaps),
     st.builds(Commit, outcomes, bitmaps, st.tuples(names)),
@@ -62,9 +70,23 @@ indexes = st.builds(
     children=st.dictionaries(names, bitmaps, max_size=3),
     cause=names,
 )
+INDEX = ShardIndex(tasks=Bitmap.full(4))
 entries = st.builds(
     Entry, number=positions, writer=names, nonce=names, wrote=st.floats(0, 1e10), action=actions, index=indexes
 )
+
+
+@given(names, st.lists(outputs, max_size=3).map(tuple))
+def test_logs_survive_their_bytes(worker: WorkerId, tasks: tuple[TaskOutput, ...]) -> None:
+    logs = Logs(worker=worker, tasks=tasks)
+    assert decode(Logs, "x", encode(logs)) == logs
+
+
+def test_outcomes_without_output_or_tries_take_no_more_bytes_for_them() -> None:
+    entry = Entry(
+        number=0, writer=WorkerId("w"), nonce="n", wrote=0.0, action=Commit(Outcomes(), Bitmap()), index=INDEX
+    )
+    assert b"logs" not in encode(entry) and b"tries" not in encode(entry)
 
 
 @given(entries, st.binary(max_size=50))
@@ -176,3 +198,8 @@ def test_ids_of_children_name_their_root() -> None:
     assert child == "00012-3-5"
     assert keys.root_number(child) == 12
     assert keys.shard_of_entry(keys.entry(keys.shard_log(keys.RunId("s.r"), ShardId(child)), 7)) == child
+
+
+def test_each_kind_of_record_has_a_number_of_its_own() -> None:
+    kinds = [kind.KIND for kind in Record.__subclasses__()]
+    assert len(kinds) == len(set(kinds)) == 10

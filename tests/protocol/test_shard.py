@@ -250,3 +250,28 @@ def test_an_orderly_handover_counts_no_strike(count: int, reserved: int) -> None
     """Rule 10: only a death does."""
     state = held(count, Bitmap.full(count).first(reserved)).apply(A, Release(outcomes=Outcomes(), reason="stopped"))
     assert state.apply(B, Claim(EMPTY)).index.strikes == {}
+
+
+def test_tries_are_counted_until_the_task_has_an_outcome() -> None:
+    after = held().apply(A, commit(Outcomes(tries={1: 1, 2: 1}), Bitmap.of([1, 2])))
+    after = after.apply(A, Release(outcomes=Outcomes(tries={1: 2}, done=Bitmap.of([2])), reason="stopped"))
+    assert after.index.outcomes.tries == {1: 2}
+    again = after.apply(B, Claim(EMPTY))
+    assert again.index.outcomes.tries == {1: 2}
+    assert sorted(again.splittable) == [0, 3]  # a child would begin to count anew
+    assert again.apply(B, commit(done(1))).index.outcomes.tries == {}
+
+
+def test_tries_of_a_task_with_an_outcome_are_refused() -> None:
+    with pytest.raises(IllegalTransition, match="another try of a task that is not pending"):
+        held().apply(A, commit(Outcomes(done=Bitmap.of([1]), tries={1: 1})))
+    with pytest.raises(IllegalTransition, match="another try"):
+        held().apply(A, commit(done(1))).apply(A, commit(Outcomes(tries={1: 1})))
+
+
+def test_output_is_named_with_the_tasks_it_is_of() -> None:
+    first = held().apply(A, commit(Outcomes(done=Bitmap.of([0]), logs={"x": Bitmap.of([0, 1])})))
+    second = first.apply(A, commit(Outcomes(done=Bitmap.of([1]), logs={"y": Bitmap.of([1])})))
+    assert second.index.outcomes.logs == {"x": Bitmap.of([0, 1]), "y": Bitmap.of([1])}
+    with pytest.raises(IllegalTransition, match="output of a task that is not here"):
+        held().apply(A, commit(Outcomes(logs={"x": Bitmap.of([9])})))

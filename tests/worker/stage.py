@@ -17,8 +17,9 @@ from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import AddRun, Beat, Entry, Manifest, Open, Place, Plan, ShardInfo, ShardRecord, encode
 from burst_dask.protocol.session import SessionState
-from burst_dask.protocol.shard import Shard, fold
 from burst_dask.store import Store, open_store
+from burst_dask.testing.facts import gather
+from burst_dask.testing.invariants import violations_of
 from burst_dask.worker.context import Context
 from burst_dask.worker.execution import ThreadExecutor
 from burst_dask.worker.memory import Memory
@@ -35,6 +36,7 @@ QUICK: dict[str, float] = {
     "session_poll": 0.1,
     "commit_interval": 0.2,
     "commit_interval_wanted": 0.05,
+    "retry_delay": 0.01,
 }
 
 
@@ -196,19 +198,8 @@ class Stage:
         return [serialize.loads(bodies[task]) for task in tasks]
 
     async def story(self, view: RunView) -> dict[str, list[Entry]]:
-        """Return every entry of every shard, each log checked by folding it."""
-        entries: dict[str, list[Entry]] = {}
-        async for page in self.store.list(keys.run_logs(view.run)):
-            for meta in page:
-                shard = keys.shard_of_entry(meta.key)
-                found = await log.read(self.store, view.run, shard, keys.entry_number(meta.key))
-                assert found is not None
-                entries.setdefault(shard, []).append(found[0])
+        """Return every entry of every shard of a run that keeps every rule."""
+        facts = await gather(self.store, view.run)
+        assert [str(violation) for violation in violations_of(facts)] == []
         await view.survey()
-        for shard, its in entries.items():
-            tasks = Shard.untouched(keys.ShardId(shard), view.shard(keys.ShardId(shard)).index.tasks)
-            begin = its[-1].index.tasks
-            for child in its[-1].index.children.values():
-                begin |= child
-            assert fold(tasks.id, begin, its).index == its[-1].index
-        return entries
+        return {shard: list(entries.values()) for shard, entries in facts.logs.items()}

@@ -43,6 +43,8 @@ def main() -> int:
         return 3
     if what == "end":
         return 0
+    if what == "lost":
+        return 4
     eaten = bytearray(b"x" * 150_000_000) if what == "eat" else b""
     if what == "parent":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

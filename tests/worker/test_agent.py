@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from stage import Stage, Task
 
-from burst_dask.errors import VersionMismatch
+from burst_dask.errors import TaskTimeout, VersionMismatch
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId
 from burst_dask.protocol.records import Cancel, Claim, Close, Commit, Ended, Release, Split, Takeover, decode
+from burst_dask.serialize import load_failure
+from burst_dask.worker.agent import STUCK
 from burst_dask.worker.tender import UNFIT
 
 
@@ -295,4 +297,71 @@ async def test_retries_come_from_annotations() -> None:
     stage.start()
     await stage.complete(view)
     assert await stage.results(view, [0]) == [1]
+    await stage.stop()
+
+
+async def test_a_task_past_its_time_limit_fails_and_the_others_go_on() -> None:
+    stage = await Stage().open()
+    gate = threading.Event()
+    tasks: list[Task] = [(lambda: gate.wait(60), []), (lambda: 1, []), (lambda: 2, [])]
+    view = await stage.submit(tasks, annotations={0: {"timeout": 0.05}})
+    stage.start(threads=2)
+    await stage.complete(view)
+    failure = load_failure((await view.fetch([0]))[0])
+    assert isinstance(failure.exception, TaskTimeout)
+    assert await stage.results(view, [1, 2]) == [1, 2]
+    gate.set()
+    await stage.stop()
+    assert (await ended(stage, "w")).reason == "stopped"
+
+
+async def test_a_worker_without_threads_hands_over_and_ends() -> None:
+    stage = await Stage().open()
+    gate = threading.Event()
+    tasks: list[Task] = [(lambda: gate.wait(60), []), (lambda: 1, [])]
+    view = await stage.submit(tasks, annotations={0: {"timeout": 0.05, "priority": 1}})
+    stage.start("stuck", threads=1)
+    assert await stage.agents.pop("stuck") == STUCK
+    assert (await ended(stage, "stuck")).reason == "stuck"
+    await view.survey()
+    index = view.shard(keys.root_shard(0)).index
+    assert index.holder is None and sorted(index.outcomes.failed) == [0]  # released, with what was over
+    stage.start("fresh", threads=1)
+    await stage.complete(view)
+    assert await stage.results(view, [1]) == [1]
+    gate.set()
+    await stage.stop()
+
+
+async def test_a_thread_that_comes_back_works_again() -> None:
+    stage = await Stage().open()
+    first, second = threading.Event(), threading.Event()
+    tasks: list[Task] = [(lambda: first.wait(60), []), (lambda: second.wait(60), [])]
+    view = await stage.submit(tasks, annotations={n: {"timeout": 0.05} for n in range(2)})
+    stage.start(threads=3)  # one stays
+    await stage.complete(view)
+    for event in (first, second):
+        event.set()
+    both = threading.Barrier(3, timeout=60)
+    view = await stage.submit([(lambda: both.wait() >= 0, [])] * 3)
+    await stage.complete(view)
+    assert await stage.results(view, [0, 1, 2]) == [True] * 3
+    await stage.stop()
+
+
+async def test_other_tasks_run_while_one_rests_between_its_tries() -> None:
+    stage = await Stage(retry_delay=0.5).open()
+    order: list[int] = []
+
+    def fail_at_first() -> int:
+        order.append(0)
+        if order.count(0) == 1:
+            raise ValueError("not yet")
+        return 0
+
+    tasks: list[Task] = [(fail_at_first, []), (lambda: order.append(1), [])]
+    view = await stage.submit(tasks, annotations={0: {"retries": 1, "priority": 1}})
+    stage.start(threads=1)
+    await stage.complete(view)
+    assert order == [0, 1, 0]
     await stage.stop()

@@ -12,7 +12,18 @@ from burst_dask.clock import SystemClock
 from burst_dask.journal.view import TaskOutcome
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import ShardId, WorkerId
-from burst_dask.protocol.records import Backup, Claim, Commit, Location, Outcomes, Split, Takeover
+from burst_dask.protocol.records import (
+    Backup,
+    Claim,
+    Commit,
+    Location,
+    Outcomes,
+    Printed,
+    Release,
+    Split,
+    Takeover,
+    TaskOutput,
+)
 from burst_dask.protocol.shard import Shard
 from burst_dask.worker.durations import Durations
 from burst_dask.worker.holding import Holding
@@ -88,7 +99,8 @@ def run_all(holding: Holding, *, fails: frozenset[int] = frozenset()) -> list[in
         for at, position in enumerate(batch):
             order.append(position)
             failed = position in fails
-            holding.finish(Ran(position, 0.001, value=position, failed=failed))
+            if holding.finish(Ran(position, 0.001, value=position, failed=failed)):
+                holding.rested(position)
             if failed:
                 for rest in batch[at + 1 :]:
                     holding.give_back(rest)
@@ -155,6 +167,90 @@ def test_retries_are_used_up_before_a_task_fails() -> None:
     holding = world.hold()
     assert run_all(holding, fails=frozenset([0])) == [0, 0, 0]
     assert holding.finished.ran[0].failed
+
+
+def test_a_task_that_failed_rests_before_it_is_tried_again() -> None:
+    world = World(make_table([[], []], retries={0: 1}))
+    holding = world.hold()
+    assert holding.take(1.0) == [0, 1]
+    assert holding.finish(Ran(0, failed=True))
+    assert not holding.finish(Ran(1, value=1))
+    assert holding.finished.tries == {0: 1}
+    assert holding.take(1.0) == [] and not holding.active
+    assert not holding.blocked and holding.ahead() == 0  # so that other work is reserved meanwhile
+    assert sorted(holding.reserve(1, 5.0)) == [0]
+    holding.rested(0)
+    assert holding.take(1.0) == [0]
+    assert not holding.finish(Ran(0, failed=True))
+    assert holding.finished.ran[0].failed and holding.finished.tries == {}
+
+
+def test_a_task_that_rests_keeps_its_reservation_and_takes_no_time() -> None:
+    world = World(make_table([[] for _ in range(9)], retries={0: 5}))
+    world.durations.end("k", 10.0)
+    holding = world.hold()
+    (first,) = holding.take(0.05)
+    assert holding.finish(Ran(first, failed=True))
+    assert len(holding.reserve(2, 5.0)) == 3
+
+
+def test_no_suspect_is_reserved_while_a_task_rests() -> None:
+    free = Shard.untouched(ID, Bitmap.full(2))
+    struck = free.apply(OTHER, Claim(Bitmap.of([1]))).apply(ME, Takeover(OTHER, "died", Bitmap.of([0])))
+    world = World(make_table([[], []], retries={0: 1}), struck)
+    holding = world.hold()
+    assert holding.take(1.0) == [0]
+    assert holding.finish(Ran(0, failed=True))
+    assert sorted(holding.reserve(1, 5.0)) == [0]
+
+
+def test_tries_of_former_holders_count() -> None:
+    everything = Bitmap.full(1)
+    shard = Shard.untouched(ID, everything).apply(OTHER, Claim(everything))
+    shard = shard.apply(OTHER, Release(Outcomes(tries={0: 2}), "stopped")).apply(ME, Claim(everything))
+    holding = World(make_table([[]], retries={0: 2}), shard).hold()
+    assert holding.take(1.0) == [0] and holding.attempts[0] == 3
+    assert not holding.finish(Ran(0, failed=True))
+
+
+def test_only_exceptions_named_by_retry_on_are_tried_again() -> None:
+    table = make_table([[], []], retries={0: 5, 1: 5}, retry_on={0: ("OSError",), 1: ("OSError",)})
+    holding = World(table).hold()
+    assert holding.take(1.0) == [0, 1]
+    assert holding.finish(Ran(0, failed=True, raised=("builtins.ConnectionError", "builtins.OSError")))
+    assert not holding.finish(Ran(1, failed=True, raised=("builtins.ValueError", "builtins.Exception")))
+    assert set(holding.finished.ran) == {1}
+
+
+def test_a_backup_copy_ends_the_rest() -> None:
+    world = World(make_table([[]], retries={0: 5}))
+    holding = world.hold()
+    holding.take(1.0)
+    holding.finish(Ran(0, failed=True))
+    holding.refold(holding.shard.apply(OTHER, Backup(Outcomes(done=Bitmap.of([0]), ran=1))))
+    holding.rested(0)
+    assert holding.take(1.0) == [] and not holding.todo
+
+
+def test_a_task_with_a_time_limit_comes_alone() -> None:
+    holding = World(make_table([[], [0], []], timeouts={1: 9.0})).hold()
+    batches = []
+    while batch := holding.take(1.0):
+        batches.append(batch)
+        for position in batch:
+            holding.finish(Ran(position, value=1))
+    assert batches == [[0, 2], [1]]
+
+
+def test_what_every_try_has_printed_is_kept() -> None:
+    holding = World(make_table([[]], retries={0: 1})).hold()
+    for attempt in (1, 2):
+        assert holding.take(1.0) == [0]
+        output = TaskOutput(0, b"", attempt, 0, (Printed(0.0, "stdout", "x" * 100),))
+        holding.finish(Ran(0, failed=attempt == 1, output=output))
+        holding.rested(0)
+    assert [output.attempt for output in holding.finished.outputs] == [1, 2]
+    assert holding.finished_size == 200
 
 
 def test_higher_priority_starts_first() -> None:

@@ -113,6 +113,12 @@ def test_crash_loop_backs_off_and_gives_up(case, monkeypatch):
     assert len(case.ended) == 2 and len({ended.worker for ended in case.ended}) == 2
 
 
+def test_agent_that_asks_for_it_is_replaced_however_often(case, monkeypatch):
+    monkeypatch.setenv("STAND_IN", "lost lost lost end")
+    assert asyncio.run(case.supervisor(give_up_after=2).run()) == ORDERLY
+    assert case.ended == [] and len(list(case.directory.glob("turn-*"))) == 4
+
+
 @pytest.mark.parametrize(("what", "code"), [("end", ORDERLY), ("refuse", REFUSED)])
 def test_agent_that_ended_by_itself_is_not_restarted(case, monkeypatch, what, code):
     monkeypatch.setenv("STAND_IN", what)

@@ -16,7 +16,8 @@ from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import WorkerId
-from burst_dask.protocol.records import Claim, Commit, Ended, Takeover, encode
+from burst_dask.protocol.records import Claim, Commit, Ended, Logs, Takeover, decode, encode
+from burst_dask.tasklogs import Reader
 
 
 class Recording:
@@ -177,3 +178,65 @@ async def test_commits_go_on_after_a_split() -> None:
     ]
     assert sorted(done) == list(range(200))
     await stage.stop()
+
+
+async def test_what_tasks_print_is_written_before_the_entry_that_names_it() -> None:
+    """Rule 2."""
+    stage = await Stage().open()
+    store = stage.store = Recording(stage.store)  # type: ignore[assignment]
+    view = await stage.submit([(lambda: print("hello"), []), (lambda: 1, [])])
+    stage.start()
+    await stage.complete(view)
+    await stage.stop()
+    (key,) = [key for key in store.written if "/logs/" in key]
+    index = view.shard(keys.root_shard(0)).index
+    assert index.outcomes.logs == {key.rpartition("/")[2]: Bitmap.of([0])}
+    naming = [key for key in store.written if "/log/00000/" in key]
+    assert store.written.index(key) < store.written.index(naming[1])
+    data = await store.get(key)
+    assert data is not None
+    logs = decode(Logs, key, data)
+    assert logs.worker == "w" and [output.position for output in logs.tasks] == [0]
+
+
+async def test_nothing_is_written_for_tasks_that_print_nothing() -> None:
+    stage = await Stage().open()
+    store = stage.store = Recording(stage.store)  # type: ignore[assignment]
+    view = await stage.submit([((lambda n=n: n), []) for n in range(20)])
+    stage.start()
+    await stage.complete(view)
+    await stage.stop()
+    assert not [key for key in store.written if "/logs/" in key]
+    assert view.shard(keys.root_shard(0)).index.outcomes.logs == {}
+
+
+async def test_a_release_hands_over_how_often_a_task_was_tried_and_what_it_printed() -> None:
+    stage = await Stage(retry_delay=60.0).open()
+    failed = threading.Event()
+    tries = []
+
+    def fail() -> None:
+        tries.append(1)
+        print(f"try {len(tries)}")
+        failed.set()
+        raise OSError("not yet")
+
+    view = await stage.submit([(fail, [])], annotations={0: {"retries": 1}})
+    stage.start("first")
+    await asyncio.to_thread(failed.wait, 60)
+    while not view.shard(keys.root_shard(0)).index.outcomes.tries:
+        if "first" in stage.agents:
+            await stage.stop("first")  # while the task rests
+        await view.survey()
+    assert view.shard(keys.root_shard(0)).index.outcomes.tries == {0: 1}
+    stage.start("second")
+    await stage.complete(view)
+    await stage.stop()
+    assert len(tries) == 2
+    body = (await view.fetch([0]))[0]
+    assert serialize.load_failure(body).attempts == 2
+    logs = await Reader(view).news()
+    assert [(record.attempt, record.worker, record.text) for record in logs[0].records] == [
+        (1, "first", "try 1\n"),
+        (2, "second", "try 2\n"),
+    ]

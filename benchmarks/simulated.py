@@ -1,0 +1,59 @@
+"""What the simulations of many workers have in common: when workers arrive, what they do, and the best they could."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from burst_dask.clock import Entropy
+from burst_dask.journal import view as views
+from burst_dask.testing.bucket import Bucket
+
+#: RunTask: calls a second, and how many at once (ANCHORS, "Fargate").
+RATE, BURST = 20.0, 100
+BOOT = (30.0, 60.0)
+
+
+def arrivals(workers: int, boot: str, entropy: Entropy) -> list[float]:
+    """Return when each worker is ready, in seconds after the fleet was asked for."""
+    if boot == "at-once":
+        return [0.0] * workers
+    return [max(0, number - BURST) / RATE + entropy.uniform(*BOOT) for number in range(workers)]
+
+
+def draw(workers: int, tasks: int, seconds: float, boot: str, seed: int) -> tuple[list[float], list[float]]:
+    """Return when each worker is ready, and how long each task takes: `seconds`, give or take 20 %."""
+    entropy = Entropy(f"scale {seed}")
+    starts = arrivals(workers, boot, entropy)
+    return starts, [seconds * entropy.uniform(0.8, 1.2) for _ in range(tasks)]
+
+
+def ideal(starts: list[float], work: float) -> float:
+    """Return when workers that start at `starts` could have done `work` seconds of work together."""
+    done = 0.0
+    now = 0.0
+    for working, start in enumerate(sorted(starts)):
+        if done + working * (start - now) >= work:
+            return now + (work - done) / working
+        done, now = done + working * (start - now), start
+    return now + (work - done) / len(starts)
+
+
+def busiest(bucket: Bucket, kind: str) -> tuple[int, int]:
+    """Return the second in which most requests of a kind ("put" or "get") arrived, and how many."""
+    rates = {second: counts[kind] for second, counts in bucket.arrived.items()}
+    top = max(rates, key=lambda second: rates[second])
+    return top, rates[top]
+
+
+def share_plans() -> None:
+    """Decode a plan once for all workers: a thousand copies of it would only fill this machine's memory."""
+    decode, known = views.decode, {}
+
+    def once(kind: type, name: str, data: bytes) -> Any:
+        if not name.endswith("/plan"):
+            return decode(kind, name, data)
+        if name not in known:
+            known[name] = decode(kind, name, data)
+        return known[name]
+
+    views.decode = once

@@ -1,0 +1,75 @@
+"""``burst logs``: what tasks have printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import click
+
+from burst_dask import sync
+from burst_dask.protocol.keys import RunId
+from burst_dask.run import Run
+from burst_dask.session import attach
+from burst_dask.tasklogs import Follower, LogRecord, TaskLog
+
+
+@click.command(name="logs")
+@click.argument("identifier", metavar="ID")
+@click.option(
+    "--store", envvar="BURST_STORE", help="URL of the store, such as s3://bucket/prefix; by default the local one."
+)
+@click.option("--key", help="Only of the task with this key; ID is that of a run then.")
+@click.option("--worker", help="Only what was printed on the worker with this id.")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run, or all runs of the session, have ended.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for scripts.")
+def command(
+    identifier: str, store: str | None, key: str | None, worker: str | None, follow: bool, as_json: bool
+) -> None:
+    """Show what the tasks of a run or session have printed, and their logging records.
+
+    Of each try of a task the last 64 KB are kept. They are shown once its worker has committed them.
+    """
+    found = attach(identifier, store=store)
+    if key is not None:
+        if not isinstance(found, Run):
+            raise click.UsageError(f"--key needs the id of a run, and {identifier} is a session")
+        log = found.logs(key)
+        if not follow:
+            _show([log.on(worker)], as_json)
+            if log.note and not as_json:
+                click.echo(f"({log.note})", err=True)
+            return
+    runs = [RunId(identifier)] if isinstance(found, Run) else None
+    follower = Follower(found._link, runs, worker)
+    if not follow:
+        _show(sync.run(follower.news()), as_json)
+        return
+    while (logs := sync.run(follower.more())) is not None:
+        _show((log for log in logs if key is None or str(log.key) == key), as_json)
+
+
+def _show(logs: Iterable[TaskLog], as_json: bool) -> None:
+    """Print the logs, line by line in order of time."""
+    logs = list(logs)
+    for log in logs:
+        if log.dropped and not as_json:
+            click.echo(f"({log.key}: {log.dropped:,} characters before the last ones were not kept)", err=True)
+    if as_json:
+        found = [(record, log) for log in logs for record in log.records]
+    else:
+        found = [(line, log) for log in logs for line in log.lines()]
+    for record, log in sorted(found, key=lambda pair: pair[0].time):
+        click.echo(_as_json(record, log) if as_json else _as_text(record, log))
+
+
+def _as_json(record: LogRecord, log: TaskLog) -> str:
+    return json.dumps({"run": log.run, "key": str(log.key), **record._asdict()})
+
+
+def _as_text(line: LogRecord, log: TaskLog) -> str:
+    time = datetime.fromtimestamp(line.time, UTC).astimezone()
+    stream = "" if line.stream == "stdout" else f" {line.stream}"
+    attempt = f" (try {line.attempt})" if line.attempt > 1 else ""
+    return f"{time:%H:%M:%S} {log.key}{attempt}{stream} | {line.text}"

@@ -1,0 +1,252 @@
+"""``burst doctor``: whether what lies in the store keeps the rules of PROTOCOL.md, and what a person should know of it.
+
+It only reads, and it may be asked at any time, also while workers are busy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from burst_dask import sync
+from burst_dask.clock import Clock, SystemClock
+from burst_dask.errors import ConfigError, UnknownId
+from burst_dask.journal.heartbeats import Heartbeats, heartbeats
+from burst_dask.protocol import keys, policy
+from burst_dask.protocol.keys import RunId, WorkerId
+from burst_dask.protocol.shard import Phase, Shard
+from burst_dask.report import duration
+from burst_dask.store import Store, open_store
+from burst_dask.testing.facts import Facts, SessionFacts, Violation, gather, gather_session
+from burst_dask.testing.invariants import CHECKS, garbage, violations_of
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What was found of one run."""
+
+    run: RunId
+    #: how much of each kind of thing was checked
+    counts: dict[str, int]
+    violations: tuple[Violation, ...]
+    garbage: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report for a person."""
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
+        yield f"run {self.run}: {counts}" if counts else f"run {self.run}"
+        told: set[tuple[str, ...]] = set()
+        for violation in self.violations:
+            # One story may explain many violations, and is told once.
+            again = violation.story in told
+            told.add(violation.story)
+            yield from _listed("broken", [violation._replace(story=()) if again else violation])
+        yield from _listed("garbage", self.garbage)
+        yield from _listed("note", self.notes)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found of a run, or of a session and all its runs."""
+
+    identifier: str
+    session: SessionFacts
+    workers_alive: int
+    runs: tuple[RunReport, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no rule is broken; garbage breaks none."""
+        return not self.session.violations and not any(run.violations for run in self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {
+            "id": self.identifier,
+            "healthy": self.healthy,
+            "rules": _rules(),
+            "session": {
+                "id": self.session.session,
+                "entries": self.session.entries,
+                "workers_alive": self.workers_alive,
+                "violations": [violation._asdict() for violation in self.session.violations],
+            },
+            "runs": [
+                {
+                    "id": run.run,
+                    **run.counts,
+                    "violations": [violation._asdict() for violation in run.violations],
+                    "garbage": run.garbage,
+                    "notes": run.notes,
+                }
+                for run in self.runs
+            ],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        state = "closed" if self.session.state.closed else "open"
+        yield (
+            f"session {self.session.session}: {state}, {self.session.entries} entries in its log, "
+            f"{self.workers_alive} workers alive"
+        )
+        yield from _listed("broken", self.session.violations)
+        for run in self.runs:
+            yield from run.lines()
+        yield f"checked: {', '.join(_rules())}"
+        if self.healthy:
+            yield "healthy: every rule holds"
+        else:
+            count = len(self.session.violations) + sum(len(run.violations) for run in self.runs)
+            yield f"{count} broken: this is a bug in burst_dask or damage in the store; please report it with this text"
+
+
+def _listed(title: str, items: Iterable[object]) -> Iterator[str]:
+    for item in items:
+        yield f"  {title}: " + str(item).replace("\n", "\n  ")
+
+
+def _rules() -> list[str]:
+    rules = {rule for rule, _ in CHECKS}
+    numbers = sorted((rule for rule in rules if rule.isdecimal()), key=int)
+    return [*numbers, *sorted(rules.difference(numbers, {"complete"})), "objects", "session log"]
+
+
+async def diagnose(store: Store, identifier: str, clock: Clock) -> Diagnosis:
+    """Check a run, or a session and all its runs.
+
+    Raises
+    ------
+    UnknownId
+        The store holds nothing of that id.
+    StoreError
+        The store does not answer.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> from burst_dask.clock import SystemClock
+    >>> asyncio.run(diagnose(open_store("memory://nothing-here"), "k3w9x2mq", SystemClock()))
+    Traceback (most recent call last):
+    ...
+    burst_dask.errors.UnknownId: memory://nothing-here holds nothing of 'k3w9x2mq'; it was cleaned up, or lies in \
+another store: pass --store
+    """
+    id = keys.session_of(identifier)
+    session = await gather_session(store, id)
+    seen = await heartbeats(store, id)
+    folders = [keys.run_in(id, folder) for folder in await store.folders(keys.runs(id))]
+    whole_session = identifier == id
+    runs = list(dict.fromkeys([*session.state.runs, *folders])) if whole_session else [RunId(identifier)]
+    there = bool(session.entries or session.manifest) if whole_session else runs[0] in {*folders, *session.state.runs}
+    if not there and not (whole_session and folders):
+        raise UnknownId(
+            f"{store.url} holds nothing of {identifier!r}; it was cleaned up, or lies in another store: pass --store"
+        )
+    liveness = _Liveness(session, seen, clock.wall())
+    # One after another: all task records of a run are in memory at once.
+    reports = [_report(await gather(store, run, session), liveness, store.url) for run in runs]
+    return Diagnosis(identifier, session, len(liveness.alive), tuple(reports))
+
+
+class _Liveness:
+    """Which workers are alive, by one listing of their heartbeats."""
+
+    def __init__(self, session: SessionFacts, seen: Heartbeats, wall: float) -> None:
+        self._seen = seen
+        self._lease = session.settings.lease
+        # Nobody writes a heartbeat here. When all have died, the newest one is a dead one's; then this machine's
+        # clock tells, which may differ from the store's and so is believed only beyond a lease.
+        self._now = max([*seen.beats.values(), wall - self._lease])
+        self.alive = {worker for worker in seen.beats if not self._is_dead(worker)}
+
+    def _is_dead(self, worker: WorkerId) -> bool:
+        return policy.lease_is_dead(self._now, self._seen.beats.get(worker), worker in self._seen.ended, self._lease)
+
+    def why_dead(self, worker: WorkerId) -> str | None:
+        """Return in words why a worker counts as dead; None of one that lives."""
+        if not self._is_dead(worker):
+            return None
+        if worker in self._seen.ended:
+            return "has ended"
+        beat = self._seen.beats.get(worker)
+        return "has no heartbeat" if beat is None else f"has had no heartbeat for {duration(self._now - beat)}"
+
+
+def _report(facts: Facts, liveness: _Liveness, url: str) -> RunReport:
+    submission_died = facts.plan is None and keys.plan(facts.run) not in facts.objects
+    if submission_died and facts.run not in facts.session.state.runs:
+        return RunReport(facts.run, {}, (), tuple(garbage(facts)), ())
+    notes = () if facts.plan is None else tuple(_notes(facts, liveness, url))
+    return RunReport(facts.run, _counts(facts), tuple(violations_of(facts)), tuple(garbage(facts)), notes)
+
+
+def _counts(facts: Facts) -> dict[str, int]:
+    if facts.plan is None:
+        return {}
+    found = Counter[str]()
+    for shard in (shard for family in facts.families for shard in family):
+        outcomes = facts.index(shard).outcomes
+        found["shards"] += 1
+        found["done"] += len(outcomes.done)
+        found["failed"] += len(outcomes.failed)
+        found["stored"] += len(outcomes.stored)
+    return {
+        "tasks": facts.plan.tasks,
+        "done": found["done"],
+        "failed": found["failed"],
+        "shards": found["shards"],
+        "entries": sum(map(len, facts.logs.values())),
+        "stored results": found["stored"],
+        "objects": len(facts.objects),
+    }
+
+
+def _notes(facts: Facts, liveness: _Liveness, url: str) -> Iterator[str]:
+    """Yield what breaks no rule, and somebody would want to know."""
+    state = facts.session.state
+    if facts.is_swept:
+        yield "its graph was deleted by a cleanup: only logs and results could be checked"
+    left = sum(len(facts.index(shard).pending) for family in facts.families for shard in family)
+    if not left:
+        return
+    if facts.run in state.cancelled or state.closed:
+        yield f"it was {'closed' if state.closed else 'cancelled'} with {left} tasks left, which nobody will run"
+        return
+    for shard in (shard for family in facts.families for shard in family):
+        index = facts.index(shard)
+        if index.holder is None or Shard(shard, index).phase is not Phase.HELD:
+            continue
+        why = liveness.why_dead(index.holder)
+        if why is not None:
+            yield f"shard {shard} is held by {index.holder}, which {why}: the next idle worker takes it over"
+    if not liveness.alive:
+        line = f"burst worker --session {facts.session.session} --store '{url}'"
+        yield f"it has {left} tasks left and no worker is alive; start some: {line}"
+
+
+@click.command(name="doctor")
+@click.argument("identifier", metavar="ID")
+@click.option(
+    "--store", envvar="BURST_STORE", help="URL of the store, such as s3://bucket/prefix; by default the local one."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+@click.pass_context
+def command(context: click.Context, identifier: str, store: str | None, as_json: bool) -> None:
+    """Check what a run has stored against the protocol's rules; of a session, all its runs.
+
+    Reads every object once, and changes nothing. Exit code 0: every rule holds; 1: one is broken.
+    """
+    if not keys.is_id(identifier):
+        raise ConfigError(f"{identifier!r} is not the id of a run or session, such as 'k3w9x2mq.7gfh2y' or 'k3w9x2mq'")
+    found = sync.run(diagnose(open_store(store), identifier, SystemClock()))
+    click.echo(json.dumps(found.to_dict()) if as_json else str(found))
+    context.exit(0 if found.healthy else 1)
