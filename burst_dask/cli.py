@@ -26,6 +26,7 @@ from burst_dask.errors import BurstError
 _COMMANDS = {
     "cancel": "burst_dask.commands.acting:cancel",
     "cleanup": "burst_dask.commands.acting:cleanup",
+    "collect": "burst_dask.commands.collecting:collect",
     "demo": "burst_dask.demo:command",
     "doctor": "burst_dask.doctor:command",
     "extend": "burst_dask.commands.acting:extend",
