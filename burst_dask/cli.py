@@ -29,6 +29,7 @@ INTERRUPTED = 130
 _COMMANDS = {
     "cancel": "burst_dask.commands.acting:cancel",
     "cleanup": "burst_dask.commands.acting:cleanup",
+    "collect": "burst_dask.commands.collecting:collect",
     "demo": "burst_dask.demo:command",
     "doctor": "burst_dask.doctor:command",
     "extend": "burst_dask.commands.acting:extend",

@@ -9,6 +9,7 @@ from burst_dask.errors import RunCancelled, StoreUnavailable
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
 from burst_dask.protocol import policy
+from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.shard import Phase
 
 #: Seconds between surveys for a progress bar; each costs as much as a dozen looks or more.
@@ -47,8 +48,10 @@ class Watch:
         self.failed: int | None = None
         self._surveyed = 0.0
         self._followed = 0.0
+        #: shard -> how many of its entries were taken into account
+        self._taken: dict[ShardId, int] = {}
         if view.shards:  # what is known already is not looked for again
-            self._advance(list(self.pending))
+            self._take_all()
 
     async def wait(
         self, *, to_first_failure: bool, update: report.Update | None, known: bool, to_news: bool = False
@@ -101,13 +104,16 @@ class Watch:
             # The last one: shards are claimed in order, so when it is complete most are, and few looks found
             # something that did not end the wait.
             number = max(self.pending) if self._settled is None or last else min(self.pending)
-            shard = view.owner(self.pending[number][-1])[0].id
-            if not await view.poll(shard):
+            state = view.owner(self.pending[number][-1])[0]
+            shard = state.id
+            # Others who use this view may have learned something of the shard meanwhile.
+            if state.next == self._taken.get(shard, 0) and not await view.poll(shard):
                 if self._settled is None or last or len(self.pending) == 1:
                     break
                 last = True  # where each counts, the first may be done, or the last
                 continue
             news = True
+            self._taken[shard] = view.shard(shard).next
             self._advance([number])
             if view.shard(shard).phase is not Phase.COMPLETE:
                 break
@@ -138,6 +144,10 @@ class Watch:
 
     async def _survey(self) -> None:
         await self._view.survey()
+        self._take_all()
+
+    def _take_all(self) -> None:
+        self._taken = {id: shard.next for id, shard in self._view.shards.items()}
         self._advance(list(self.pending))
 
     def _advance(self, numbers: Iterable[int]) -> None:

@@ -214,6 +214,16 @@ def test_a_stream_of_results(burst, gate):
     assert len(list(attach(run.id, store=burst._link.store).as_completed())) == 5
 
 
+def test_a_stream_goes_on_with_what_is_learned_otherwise(burst, gate):
+    run = burst.compute(*numbers(3), named("slow", gate.wait, "late"))
+    stream = run.as_completed(timeout=60)
+    assert dict(next(stream) for _ in range(3)) == {"n-0": 0, "n-1": 1, "n-2": 2}
+    gate.open()
+    run.wait(timeout=60)
+    assert len(run.collect()) == 4
+    assert list(stream) == [("slow", "late")]
+
+
 def test_a_stream_runs_out_of_time(alone):
     run = alone.compute(*numbers(2))
     with pytest.raises(WaitTimeout, match="not complete"):

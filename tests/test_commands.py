@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import click
 import dask
+import pandas
 import pytest
 from click.testing import CliRunner, Result
 
@@ -252,3 +254,40 @@ def test_shells_complete_commands() -> None:
     environment = {"_BURST_COMPLETE": "bash_complete", "PYTHONPATH": ":".join(sys.path), **words}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert found.stdout.split() == ["plain,scale", "plain,status", "plain,story"]
+
+
+def test_collect_writes_what_is_done_and_tells_what_is_not(
+    session: Session, burst: Callable[..., Result], tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise ValueError("no such station")
+
+    run = session.compute(dask.delayed(sum)([1, 2], dask_key_name="three"), dask.delayed(fail)(dask_key_name="bad"))
+    output = tmp_path / "results.pkl"
+    early = burst("collect", run.id, "-o", str(output))
+    assert early.exit_code == 1 and "0 results, 0 failed, 2 pending" in early.output
+    work(session)
+    found = burst("collect", "nightly", "-o", str(output), "--json")
+    assert found.exit_code == 1
+    summary = json.loads(found.output)
+    assert (summary["results"], summary["pending"], list(summary["errors"])) == (1, 0, ["bad"])
+    assert "no such station" in summary["errors"]["bad"]
+    results = pickle.loads(output.read_bytes())
+    assert results["three"] == 3 and "no such station" in results["bad"].message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.pkl", "store"]
+
+
+def test_collect_writes_dataframes_as_one_table(session: Session, burst: Callable[..., Result], tmp_path: Path) -> None:
+    def part(number: int) -> pandas.DataFrame:
+        return pandas.DataFrame({"n": [number, number + 1]})
+
+    run = session.compute(*[dask.delayed(part)(number) for number in (0, 10)])
+    work(session)
+    output = tmp_path / "results.parquet"
+    assert burst("collect", run.id, "-o", str(output)).exit_code == 0
+    assert sorted(pandas.read_parquet(output)["n"]) == [0, 1, 10, 11]
+
+
+def test_collect_refuses_a_file_of_another_kind(session: Session, burst: Callable[..., Result], tmp_path: Path) -> None:
+    result = burst("collect", session.id, "-o", str(tmp_path / "results.csv"))
+    assert result.exit_code == 1 and "must end with .pkl or .parquet" in result.output

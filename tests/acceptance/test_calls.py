@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import operator
+import os
+import signal
+import threading
 
 import dask
 import dask.array as da
@@ -41,7 +44,7 @@ def reciprocal(n):
 
 def wait_for(marks, gate):
     while not (marks.directory / gate).exists():
-        marks.directory.stat()
+        threading.Event().wait(0.005)
     return gate
 
 
@@ -73,8 +76,8 @@ def test_submit_graphs(burst):
     df = burst.persist(dd.from_pandas(frame, npartitions=4).assign(c=lambda d: d.b * 2))  # returns at once
     x = burst.persist(da.arange(1000, chunks=100) ** 2)
 
-    run = burst.compute(df.groupby("a").c.sum(), x.sum(), {"rest": x[::100]})
-    sums, total, rest = run.result(timeout=120)
+    (sums,) = burst.compute(df.groupby("a").c.sum()).result(timeout=120)
+    total, rest = burst.compute(x.sum(), {"rest": x[::100]}).result(timeout=120)
     assert sums.to_dict() == (frame.groupby("a").b.sum() * 2).to_dict()
     assert total == sum(n * n for n in range(1000)) and rest["rest"][1] == 10_000
 
@@ -170,4 +173,4 @@ def wait_and_add(n, marks):
 
 
 def kill_one(session):
-    session._link.fleet.processes()[0].kill()
+    os.kill(session._link.fleet.processes()[0].pid, signal.SIGKILL)

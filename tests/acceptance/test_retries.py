@@ -73,7 +73,7 @@ def test_a_task_that_hangs_is_given_up_and_the_work_goes_on(sessions, marks):
     with pytest.raises(TaskTimeout, match=r"ran for longer than its time limit of 0\.3 s") as caught:
         run.result()
     assert "in hang" in caught.value.__notes__[0]  # where it was
-    assert run.status().done == 5
+    assert run.status().completed == 5
     check(burst, run.id)
 
 
