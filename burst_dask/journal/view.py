@@ -240,7 +240,9 @@ class RunView:
         """Learn which shards were touched, at one request per 1,000 of them; read nothing."""
         self._touched.update(map(ShardId, await self.store.folders(keys.run_logs(self.run))))
 
-    async def survey(self, choose: Callable[[list[ShardId]], list[ShardId]] | None = None) -> None:
+    async def survey(
+        self, choose: Callable[[list[ShardId]], list[ShardId]] | None = None, *, parallel: int = SURVEY_PARALLEL
+    ) -> None:
         """Bring the view up to date: listings, then the newest entry of each shard that changed.
 
         One listing when the entries that may matter fit in a page; more of them are listed in
@@ -250,6 +252,8 @@ class RunView:
         ----------
         choose
             Picks those of the changed shards that are read; None reads all.
+        parallel
+            Entries read at once.
         """
         await self._list_entries()
         behind = [shard for shard in self._listed if self._next(shard) <= self._newest(shard)]

@@ -29,6 +29,8 @@ READ_AT_ONCE = 4
 SPARED = 2
 #: Workers of all that look, in each round of their searches, whether a large run is complete.
 SURVEYORS = 0.5
+#: Entries that such a worker reads at once: nobody waits for it, and others may look, too.
+SURVEY_PARALLEL = 16
 #: Workers of all idle ones, in each round of their searches, that run a straggler's task as well.
 BACKERS = 1.0
 #: A shard released for this reason waits for others: it is claimed again when those are complete.
@@ -138,7 +140,7 @@ class Finder:
         if await context.insist(lambda: context.store.get(mark)) is not None:
             return True
         if self._quiet and context.entropy.uniform(0, self.roster.workers) < SURVEYORS:
-            await context.insist(view.survey)
+            await context.insist(partial(view.survey, parallel=SURVEY_PARALLEL))
             if view.totals().pending == 0:
                 await context.insist(lambda: context.store.create(mark, context.worker.encode()))
                 return True
