@@ -44,7 +44,9 @@ def burst(tmp_path):
 @pytest.fixture
 def alone(tmp_path):
     """A session without workers."""
-    return Session(f"memory://{tmp_path.name}", fleet=None, progress=False, **QUICK)
+    session = Session(f"memory://{tmp_path.name}", fleet=None, progress=False, **QUICK)
+    yield session
+    session.cleanup(force=True)
 
 
 class Gate:
