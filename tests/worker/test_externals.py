@@ -179,7 +179,7 @@ async def test_a_task_that_ran_before_its_input_of_another_run_is_found() -> Non
     first = await stage.submit([((lambda: 1), [])])
     second = await stage.submit([(neg, [1])], outputs=[], externals=[(first.run, 0)])
     found = await by_hand(stage, second, Outcomes(done=Bitmap.of([0]), ran=1))
-    what = f"task 0 is done, and needs task 0 of run {first.run}, which has no outcome"
+    what = f"task 0 is done, and needs ['task 0 of run {first.run}, which has no outcome']"
     assert any(what in one for one in found), found
 
 
