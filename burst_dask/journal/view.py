@@ -228,10 +228,14 @@ class RunView:
                 break
         return number > first
 
+    async def leap(self, shard: ShardId) -> None:
+        """Learn the newest entry of a shard that has probably gone on: a listing of its log, and one GET at most."""
+        await self._jump_ahead(shard, max(self._next(shard), self._newest(shard)))
+
     async def _jump_ahead(self, shard: ShardId, number: int) -> None:
         """Learn the newest entry of a shard, if there is any from `number` on."""
         shard_log = keys.shard_log(self.run, shard)
-        async for page in self.store.list(shard_log, after=keys.entry(shard_log, number - 1)):
+        async for page in self.store.list(shard_log, after=self._before(shard, number)):
             self._take(newest_of(page))
         if self._newest(shard) >= number:
             await self._jump(shard)

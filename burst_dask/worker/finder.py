@@ -129,7 +129,7 @@ class Finder:
         for one in held:
             view.hear(one.shard, one.next)
         shards = {one.shard for one in held} | set(self.context.entropy.sample(view.open_shards(), 1))
-        await self.context.insist(lambda: in_parallel(view.poll, sorted(shards)))
+        await self.context.insist(lambda: in_parallel(view.leap, sorted(shards)))
         return shards
 
     async def _is_over(self, view: RunView, idle: bool) -> bool:

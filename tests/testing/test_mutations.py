@@ -249,7 +249,7 @@ def tell_before_the_packs(patch: Patch) -> None:
         held.clear()
         plan = await store_run(link, run, packs, finish)
         for key, body in held:
-            await put(link.store, key, body)
+            await put(link.store.inner, key, body)
         return plan
 
     patch.setattr(Retrying, "put", lazy)
