@@ -218,7 +218,7 @@ class Calling:
         optimize_graph
             As of `dask.persist`, which calls this with ``scheduler=session`` or in its ``with`` block.
         **keywords
-            ``priority``, ``retries`` and ``resources``, as of `Session.get`.
+            ``priority``, ``retries``, ``resources`` and so on, as of `Session.get`.
 
         Examples
         --------
@@ -310,7 +310,6 @@ def _notes(
     retries: int | None, priority: int | None, timeout: float | None, resources: Mapping[str, float] | None
 ) -> dict[str, Any]:
     """Return what was asked for, checked, as annotations."""
-    asked = Asked.of({"retries": retries, "priority": priority, "resources": resources})
-    check_timeout(timeout)
-    notes: dict[str, Any] = {"retries": asked.retries, "priority": asked.priority, "timeout": timeout}
+    asked = Asked.of({"retries": retries, "priority": priority, "resources": resources, "task_timeout": timeout})
+    notes: dict[str, Any] = {"retries": asked.retries, "priority": asked.priority, "timeout": asked.task_timeout}
     return {name: value for name, value in notes.items() if value} | ({"resources": resources} if resources else {})

@@ -44,7 +44,9 @@ def burst(tmp_path):
 @pytest.fixture
 def alone(tmp_path):
     """A session without workers."""
-    return Session(f"memory://{tmp_path.name}", fleet=None, progress=False, **QUICK)
+    session = Session(f"memory://{tmp_path.name}", fleet=None, progress=False, **QUICK)
+    yield session
+    session.cleanup(force=True)
 
 
 class Gate:
@@ -329,6 +331,7 @@ def test_a_store_that_fails_tells_the_futures(tmp_path):
     session.submit(abs, 2)
     session.flush()
     assert sum(plan.tasks for plan in plans(session)) == 1
+    session.cleanup(force=True)
 
 
 def test_a_group_that_could_be_written_after_a_retry_is(tmp_path):
@@ -342,6 +345,7 @@ def test_a_group_that_could_be_written_after_a_retry_is(tmp_path):
     session.submit(abs, 1)
     session.flush()
     assert sum(plan.tasks for plan in plans(session)) == 1
+    session.cleanup(force=True)
 
 
 def _time():

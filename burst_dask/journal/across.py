@@ -8,6 +8,8 @@ from burst_dask.errors import CorruptObject, ProtocolError
 from burst_dask.journal.view import RunView, TaskOutcome, in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.records import Plan
+from burst_dask.store.base import Store
 
 
 async def open_others(
@@ -33,6 +35,37 @@ async def open_others(
     wanted = dict.fromkeys((run for run, _ in view.plan.externals) if runs is None else runs)
     missing = [run for run in wanted if run not in view.others]
     view.others.update(zip(missing, await in_parallel(other, missing), strict=True))
+
+
+def describe(plan: Plan, task: int) -> str:
+    """Return the words for a task or external."""
+    if 0 <= task - plan.tasks < len(plan.externals):
+        run, number = plan.externals[task - plan.tasks]
+        return f"task {number} of run {run}"
+    return f"task {task}"
+
+
+async def outcomes(store: Store, plan: Plan) -> dict[int, bool | None]:
+    """Return for each external, by its global number, whether it is done; None of one that has no outcome yet.
+
+    Those of runs that cannot be read are left out.
+    """
+    view = RunView(store, plan)
+
+    async def read(run: RunId) -> None:
+        try:
+            await open_others(view, [run])
+            await view.others[run].survey()
+        except CorruptObject:
+            view.others.pop(run, None)
+
+    await in_parallel(read, dict.fromkeys(run for run, _ in plan.externals))
+    found: dict[int, bool | None] = {}
+    for number, (run, _) in enumerate(plan.externals, plan.tasks):
+        if run in view.others:
+            outcome = view.outcome(number)
+            found[number] = None if outcome is None else outcome.done
+    return found
 
 
 async def settled(view: RunView, task: int) -> tuple[RunView, int, TaskOutcome]:

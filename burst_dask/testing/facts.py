@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from burst_dask.config import Settings
 from burst_dask.errors import ConfigError, CorruptObject, IllegalTransition
+from burst_dask.journal import across
 from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
@@ -133,6 +134,8 @@ class Facts:
     settled: Mapping[ShardId, int] = field(default_factory=dict)
     #: shard and position -> why the stored outcome cannot be read
     lost: Mapping[tuple[ShardId, int], str] = field(default_factory=dict)
+    #: global number of an external -> whether it is done; None without an outcome; unknown ones are missing
+    externals: Mapping[int, bool | None] = field(default_factory=dict)
     #: what was found while reading
     violations: tuple[Violation, ...] = ()
 
@@ -228,6 +231,11 @@ class Facts:
         number = bisect_right(self._firsts, task) - 1
         return number, task - self._firsts[number]
 
+    @property
+    def tasks(self) -> int:
+        """How many tasks there are; the numbers from here on are externals."""
+        return 0 if self.plan is None else self.plan.tasks
+
     @cached_property
     def _firsts(self) -> list[int]:
         assert self.plan is not None
@@ -261,7 +269,10 @@ class Facts:
         return found
 
     def dependencies(self, number: int, position: int) -> tuple[int, ...]:
-        """Return the global numbers of what a task needs, ascending; nothing, if its records cannot be read."""
+        """Return the global numbers of what a task needs of this run and, behind those, of others, ascending.
+
+        Nothing, if its records cannot be read.
+        """
         record = self.records.get(number)
         if record is None or position >= len(record.dependencies):
             return ()
@@ -275,15 +286,17 @@ class Facts:
     @cached_property
     def _needs(self) -> dict[int, list[int]]:
         return {
-            number: [_bits(record.first, needs) for needs in record.dependencies]
+            number: [
+                _bits(record.first, record.first + len(record.dependencies), needs) for needs in record.dependencies
+            ]
             for number, record in self.records.items()
         }
 
 
-def _bits(first: int, needs: tuple[int, ...]) -> int:
+def _bits(first: int, end: int, needs: tuple[int, ...]) -> int:
     bits = 0
     for need in needs:
-        if need >= first:
+        if first <= need < end:  # behind the last of all are externals
             bits |= 1 << (need - first)
     return bits
 
@@ -333,7 +346,11 @@ async def gather(store: Store, run: RunId, session: SessionFacts | None = None) 
         if not facts.is_swept:
             await reading.records(plan)
     return replace(
-        facts, records=dict(sorted(reading.task_records.items())), lost=reading.lost, violations=tuple(found)
+        facts,
+        records=dict(sorted(reading.task_records.items())),
+        lost=reading.lost,
+        externals={} if plan is None else await across.outcomes(store, plan),  # read last: newer than what needs them
+        violations=tuple(found),
     )
 
 

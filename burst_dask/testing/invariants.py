@@ -11,6 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 from burst_dask.errors import IllegalTransition, InvariantBroken
+from burst_dask.journal import across
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId, ShardId
@@ -106,7 +107,7 @@ def garbage(facts: Facts) -> list[str]:
     found = []
     if facts.run not in facts.session.state.runs:
         found.append(f"run {facts.run}: no entry of the session log names it, so nobody works on it")
-    named = {keys.plan(facts.run), keys.complete(facts.run)}
+    named = {keys.plan(facts.run), keys.complete(facts.run), keys.names(facts.run)}
     for info in facts.plan.shards:
         named.add(keys.pack(facts.run, info.place.pack))
     for record in facts.records.values():
@@ -224,13 +225,23 @@ def _not_done(facts: Facts, number: int, position: int) -> list[str]:
         here &= facts.failed[number].bits
     missing = [first + need for need in Bitmap(here)]
     for need in facts.dependencies(number, position):
+        if need >= facts.tasks:
+            if not facts.externals.get(need, True):
+                missing.append(need)
+            continue
         if need >= first:
-            break  # they ascend
+            continue
         elsewhere, there = facts.locate(need)
         if there in facts.done[elsewhere] or (elsewhere in facts.uncertain and there not in facts.failed[elsewhere]):
             continue
         missing.append(need)
-    return [f"task {need}, which {'failed' if need in facts.causes else 'has no outcome'}" for need in sorted(missing)]
+    return [_without(facts, need) for need in sorted(missing)]
+
+
+def _without(facts: Facts, need: int) -> str:
+    assert facts.plan is not None
+    failed = need in facts.causes or facts.externals.get(need) is False
+    return f"{across.describe(facts.plan, need)}, which {'failed' if failed else 'has no outcome'}"
 
 
 def _lost_need(facts: Facts, number: int, position: int) -> bool:
@@ -246,21 +257,28 @@ def _causes(facts: Facts, shard: ShardId, cause: int, positions: Bitmap) -> Find
     """Tasks that failed because of `cause` descend from it, and it failed by itself."""
     assert facts.plan is not None
     number = keys.root_number(shard)
-    if not 0 <= cause < facts.plan.tasks:
+    if cause in range(facts.tasks, facts.tasks + len(facts.plan.externals)):
+        if facts.externals.get(cause, False) is not False:
+            names = _names(facts, shard, positions)
+            yield Finding(f"{names} failed because of {across.describe(facts.plan, cause)}, which did not fail", shard)
+            return
+    elif not 0 <= cause < facts.plan.tasks:
         yield Finding(f"{_names(facts, shard, positions)} failed because of task {cause}, which does not exist", shard)
         return
-    if facts.locate(cause)[0] in facts.uncertain:
+    elif facts.locate(cause)[0] in facts.uncertain:
         return
-    if facts.causes.get(cause) != cause:
+    elif facts.causes.get(cause) != cause:
         names = _names(facts, shard, positions)
         yield Finding(f"{names} failed because of task {cause}, which did not fail by itself", shard)
         return
     for position in positions:
-        of = {facts.causes.get(need) for need in facts.dependencies(number, position)}
-        unknown = any(facts.locate(need)[0] in facts.uncertain for need in facts.dependencies(number, position))
+        needs = facts.dependencies(number, position)
+        of = {need if need >= facts.tasks else facts.causes.get(need) for need in needs}
+        unknown = any(need < facts.tasks and facts.locate(need)[0] in facts.uncertain for need in needs)
         if cause not in of and not unknown:
             task = facts.first(shard) + position
-            yield Finding(f"task {task} failed because of task {cause}, and needs nothing that failed of it", shard)
+            why = across.describe(facts.plan, cause)
+            yield Finding(f"task {task} failed because of {why}, and needs nothing that failed of it", shard)
 
 
 def _outcomes_in_order(facts: Facts) -> Findings:
@@ -295,9 +313,14 @@ def _plan_agrees(facts: Facts) -> Findings:
         info = shards[number]
         if (record.shard, record.first, len(record.dependencies)) != (number, info.first, info.count):
             yield Finding(f"the task records of shard {number} are of another one")
-        upstream = {facts.locate(need)[0] for needs in record.dependencies for need in needs if need < record.first}
+        needed = {need for needs in record.dependencies for need in needs}
+        upstream = {facts.locate(need)[0] for need in needed if need < record.first}
         if upstream != set(info.upstream) or len(record.outputs) != info.outputs:
             yield Finding(f"the plan says other shards or outputs of shard {number} than its task records")
+        if {need - facts.tasks for need in needed if need >= facts.tasks} != set(info.externals):
+            yield Finding(f"the plan says other results of other runs for shard {number} than its task records")
+    if not all(keys.session_of(run) == keys.session_of(facts.run) for run, _ in facts.plan.externals):
+        yield Finding("the plan names results of another session")
 
 
 def _records_agree(facts: Facts) -> Findings:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from operator import add, neg, truediv
 
+import msgspec
 import pytest
 from stage import Stage
 
@@ -14,10 +15,12 @@ from burst_dask.errors import CorruptObject, ProtocolError
 from burst_dask.journal import across, log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
-from burst_dask.protocol.bitmap import EMPTY
+from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId, WorkerId
-from burst_dask.protocol.records import Beat, Claim, Outcomes, Release
+from burst_dask.protocol.records import Beat, Claim, Outcomes, Release, encode
 from burst_dask.store import requests_of
+from burst_dask.testing.facts import gather
+from burst_dask.testing.invariants import violations_of
 from burst_dask.worker.finder import BLOCKED, Finder
 
 
@@ -146,3 +149,65 @@ async def test_what_was_released_blocked_waits_for_other_runs() -> None:
     assert await log.append(stage.store, first.run, commit) is not None
     again = await finder.find(stage.state, idle=True)
     assert again is not None and again.view.run == second.run and again.view.others[first.run] is view
+
+
+# ---------------------------------------------------------------------------- what the checks say
+
+
+async def by_hand(stage: Stage, view: RunView, outcomes: Outcomes) -> list[str]:
+    """Give a run's first shard these outcomes, and return what is found wrong with it."""
+    author = log.Author(WorkerId("bug"), stage.clock, stage.entropy)
+    shard = view.shard(keys.root_shard(0))
+    for action in (Claim(EMPTY), Release(outcomes, "test")):
+        shard = await log.append(stage.store, view.run, log.prepare(shard, author, action))
+    return [str(violation) for violation in violations_of(await gather(stage.store, view.run))]
+
+
+async def test_a_run_that_waits_for_another_is_healthy() -> None:
+    stage = await Stage().open()
+    first = await stage.submit([((lambda: 1), [])])
+    second = await stage.submit([(neg, [2]), (neg, [0])], cuts=[1], externals=[(first.run, 0)])
+    assert violations_of(await gather(stage.store, second.run)) == []
+    stage.start()
+    await stage.complete(second)
+    assert violations_of(await gather(stage.store, second.run)) == []
+    await stage.stop()
+
+
+async def test_a_task_that_ran_before_its_input_of_another_run_is_found() -> None:
+    stage = await Stage().open()
+    first = await stage.submit([((lambda: 1), [])])
+    second = await stage.submit([(neg, [1])], outputs=[], externals=[(first.run, 0)])
+    found = await by_hand(stage, second, Outcomes(done=Bitmap.of([0]), ran=1))
+    what = f"task 0 is done, and needs ['task 0 of run {first.run}, which has no outcome']"
+    assert any(what in one for one in found), found
+
+
+async def test_a_wrong_cause_in_another_run_is_found() -> None:
+    stage = await Stage().open()
+    first = await stage.submit([((lambda: 1), []), ((lambda: 1 // 0), [])])
+    stage.start()
+    await stage.complete(first)
+    await stage.stop()
+    for cause, what in [
+        (2, f"failed because of task 0 of run {first.run}, which did not fail"),
+        (3, f"failed because of task 1 of run {first.run}, and needs nothing that failed of it"),
+        (9, "failed because of task 9, which does not exist"),
+    ]:
+        second = await stage.submit([(neg, [2]), (neg, [3])], externals=[(first.run, 0), (first.run, 1)])
+        failed = Bitmap.of([0])
+        found = await by_hand(stage, second, Outcomes(failed=failed, upstream={cause: failed}))
+        assert any(what in one for one in found), found
+
+
+async def test_a_plan_that_names_other_results_is_found() -> None:
+    stage = await Stage().open()
+    first = await stage.submit([((lambda: 1), [])])
+    second = await stage.submit([(neg, [1])], externals=[(first.run, 0)])
+    (info,) = second.plan.shards
+    wrong = msgspec.structs.replace(info, externals=())
+    plan = msgspec.structs.replace(second.plan, shards=(wrong,), externals=((RunId("elsewhere.run"), 0),))
+    await stage.store.put(keys.plan(second.run), encode(plan))
+    found = "; ".join(str(violation) for violation in violations_of(await gather(stage.store, second.run)))
+    assert "the plan says other results of other runs for shard 0" in found
+    assert "the plan names results of another session" in found
