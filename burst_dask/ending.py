@@ -5,7 +5,7 @@ from __future__ import annotations
 from burst_dask.errors import ConfigError
 from burst_dask.journal.view import in_parallel
 from burst_dask.link import Link, listed
-from burst_dask.protocol import keys
+from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Close, Extend
@@ -69,9 +69,9 @@ async def close(link: Link) -> None:
 
 async def delete(link: Link, everything: bool) -> None:
     """Delete the session's objects when its workers, wherever they run, have ended."""
-    # By then a worker has looked into the session log and let go; who has not is dead, or stopped.
-    until = link.clock.monotonic() + link.settings.session_poll + link.settings.release_grace + link.settings.heartbeat
-    while (await link.seen()).status.alive and link.clock.monotonic() < until:
+    # What is deleted under a worker, its heartbeat would bring back. It is dead, or stopped, if it is there after this.
+    began = link.clock.monotonic()
+    while (alive := (await link.seen()).status.alive) and link.clock.monotonic() - began < _gone_within(link, alive):
         await link.clock.sleep(ENDING_POLL)
     log = keys.session_log(link.session)
     segments = set() if everything else await _segments_to_keep(link)
@@ -81,6 +81,14 @@ async def delete(link: Link, everything: bool) -> None:
     if everything:
         await link.store.delete([meta.key async for meta in listed(link.store, log)])
         await link.store.delete([keys.manifest(link.session)])
+
+
+def _gone_within(link: Link, workers: int) -> float:
+    """Return the seconds within which workers have looked into the session log and let go."""
+    settings = link.settings
+    # Idle ones look most seldom, and each a little sooner or later than it should (`Agent`).
+    longest = 1.2 * max(settings.session_poll, policy.in_turn(settings.idle_poll_max, workers))
+    return longest + settings.release_grace + settings.heartbeat
 
 
 def _is_kept(key: str, segments: set[str]) -> bool:

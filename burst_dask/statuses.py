@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from burst_dask.journal.view import RunView, Totals, in_parallel
+from burst_dask.journal.view import SURVEY_PARALLEL, RunView, Totals, in_parallel
 from burst_dask.link import Link, Spent, WorkersSeen, notes
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, WorkerId
@@ -40,10 +40,12 @@ async def survey_workers(link: Link, own: bool = True) -> Workers:
         Whether the requests of this client count.
     """
     seen = await link.seen()
-    alive = set(seen.alive)
-    new = [worker for worker in {*seen.beats, *seen.ended} if worker not in link.spent]
-    found = dict(zip(new, await in_parallel(lambda worker: _spent(link, seen, worker), new), strict=True))
-    link.spent.update({worker: spent for worker, spent in found.items() if worker not in alive})
+    alive, ended = set(seen.alive), set(seen.ended)
+    new = [worker for worker in seen.beats.keys() | ended if worker not in link.spent]
+    spents = await in_parallel(lambda one: _spent(link, seen.beats.get(one), one, one in ended), new, SURVEY_PARALLEL)
+    found = dict(zip(new, spents, strict=True))
+    # One whose heartbeat only stopped may be back: a machine that slept.
+    link.spent.update({worker: spent for worker, spent in found.items() if worker in ended})
     everybody = link.spent | found
     requests: Counter[str] = Counter(requests_of(link.store) if own else {})
     for spent in everybody.values():
@@ -57,20 +59,17 @@ async def survey_workers(link: Link, own: bool = True) -> Workers:
     )
 
 
-async def _spent(link: Link, seen: WorkersSeen, worker: WorkerId) -> Spent:
-    """Return what one worker has spent: by its last words, or by its last heartbeat."""
-    key = keys.beat(link.session, worker)
-    data = await link.store.get(key)
-    if data is None:  # it refused the session
+async def _spent(link: Link, seen: float | None, worker: WorkerId, has_ended: bool) -> Spent:
+    """Return what one worker has spent: by its last words, or by its heartbeat, which was last `seen` then."""
+    beat_key, ended_key = keys.beat(link.session, worker), keys.ended(link.session, worker)
+    first, *last = await in_parallel(link.store.get, [beat_key, ended_key] if has_ended else [beat_key])
+    if first is None:  # it refused the session
         return Spent({}, 0.0, 0)
-    beat = decode(Beat, key, data)
-    requests, until = beat.requests, seen.beats.get(worker, beat.started)
-    if worker in seen.ended:
-        key = keys.ended(link.session, worker)
-        data = await link.store.get(key)
-        if data is not None:
-            ended = decode(Ended, key, data)
-            requests, until = ended.requests or requests, ended.wrote
+    beat = decode(Beat, beat_key, first)
+    requests, until = beat.requests, seen or beat.started
+    for data in filter(None, last):
+        ended = decode(Ended, ended_key, data)
+        requests, until = ended.requests or requests, ended.wrote
     return Spent(requests, max(0.0, until - beat.started), beat.threads)
 
 

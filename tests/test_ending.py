@@ -194,3 +194,29 @@ def test_a_session_past_its_deadline_can_be_cleaned_up_with_work_left():
         pass
     session.cleanup()
     assert session.status().state == "closed"
+
+
+def test_a_forced_cleanup_waits_for_workers_elsewhere_that_seldom_look():
+    """An idle worker looks into the session log more seldom than a busy one, and writes heartbeats meanwhile."""
+    session = opened(
+        idle_poll_min=1.0,
+        idle_poll_max=1.0,
+        attached_for=0.001,
+        heartbeat=0.05,
+        lease=30.0,
+        session_poll=0.05,
+        release_grace=0.05,
+    )
+    store = session._link.store
+    elsewhere = InProcessFleet(session._link.session, store)
+    elsewhere.ensure(3)
+    session.compute(dask.delayed(1)).wait(timeout=30)
+    while session.status().workers.alive < 3:
+        pass
+    session.cleanup(force=True)
+    elsewhere.stop(grace=30)
+
+    async def listed():
+        return [meta.key async for page in store.list("") for meta in page if session.id in meta.key]
+
+    assert sync.run(listed()) == []

@@ -14,6 +14,7 @@ from burst_dask.commands import watching
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView, Totals
+from burst_dask.link import Link, WorkersSeen
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId
 from burst_dask.protocol.records import Beat, Cancel, Claim, Close, Ended, encode
@@ -68,6 +69,22 @@ def test_what_ended_workers_have_spent_is_read_once(alone: Session) -> None:
     before = alone.requests
     assert surveyed(alone).requests == {"put": 101}
     assert sum(alone.requests.values()) - sum(before.values()) == 2  # the listing, and the one that lives
+
+
+def test_a_worker_that_was_paused_and_goes_on_counts_in_full(alone: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = alone._link.clock.wall()
+    beat(alone, "sleeper", started=now - 100, requests={"put": 1})
+    beat(alone, "other", started=now - 100, requests={})
+
+    async def later() -> WorkersSeen:
+        seen = await Link.seen(alone._link)
+        return seen._replace(alive=(WorkerId("other"),))  # as when the lease of the sleeper has run out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alone._link, "seen", later)
+        assert surveyed(alone).requests == {"put": 1}
+    beat(alone, "sleeper", started=now - 100, requests={"put": 7})
+    assert surveyed(alone).requests == {"put": 7}
 
 
 def test_a_worker_that_refused_has_no_heartbeat(alone: Session) -> None:
