@@ -21,13 +21,25 @@ if TYPE_CHECKING:
     from burst_dask.futures import Future as Future
     from burst_dask.futures import as_completed as as_completed
     from burst_dask.futures import wait as wait
+    from burst_dask.overview import list_sessions as list_sessions
     from burst_dask.run import Run as Run
     from burst_dask.session import Session as Session
     from burst_dask.session import attach as attach
 
 __version__ = "0.1.0"
 
-__all__ = ["Future", "Run", "Session", "TaskError", "__version__", "as_completed", "attach", "errors", "wait"]
+__all__ = [
+    "Future",
+    "Run",
+    "Session",
+    "TaskError",
+    "__version__",
+    "as_completed",
+    "attach",
+    "errors",
+    "list_sessions",
+    "wait",
+]
 
 #: Imported when first used: workers import this package too, and need none of these.
 _MODULES = {
@@ -37,6 +49,7 @@ _MODULES = {
     "TaskError": "burst_dask.collecting",
     "as_completed": "burst_dask.futures",
     "attach": "burst_dask.session",
+    "list_sessions": "burst_dask.overview",
     "wait": "burst_dask.futures",
 }
 

@@ -8,6 +8,9 @@ import msgspec
 
 from burst_dask.errors import ConfigError
 
+_MAY_BE_ZERO = {"retry_delay", "worker_price"}
+_MAY_BE_NONE = {"session_timeout", "absolute_timeout"}
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What workers and clients of a session go by; kept in its manifest. Times are in seconds.
@@ -25,6 +28,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lease: float = 30.0
     #: a worker without work for this long exits
     idle_timeout: float = 300.0
+    #: the session ends so long after the last sign of a client: its opening, a submission, an attaching or
+    #: waiting client, an extension. Past its deadline workers take no new work, commit what they have and exit;
+    #: results stay, and `Session.extend` lets it go on. A week, because work of days must not end because
+    #: nobody looked: it bounds what a forgotten task that never ends may cost. None: no limit
+    session_timeout: float | None = 604_800.0
+    #: … and so long after its opening at the latest, whatever clients do; None: no limit. None, because workers
+    #: without work leave by themselves, so that a session that lives long costs nothing but storage
+    absolute_timeout: float | None = None
     #: bounds of the exponential backoff of a worker that finds nothing to do
     idle_poll_min: float = 1.0
     idle_poll_max: float = 30.0
@@ -71,6 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: int = 1
     #: what each worker has of resources that tasks ask for in annotations, such as {"GPU": 1}
     resources: dict[str, float] = {}
+    #: USD an hour that a worker costs, for what status says of the cost so far; those on this machine cost nothing
+    worker_price: float = 0.0
 
     @classmethod
     def of(cls, **values: Any) -> Settings:
@@ -94,10 +107,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raise `ConfigError` for values that cannot work."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name == "retry_delay" and value == 0:
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-                raise ConfigError(f"{name}={value!r}: must be more than 0")
+            if not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):
+                hint = "; None means no limit" if name in _MAY_BE_NONE else ""
+                raise ConfigError(f"{name}={value!r}: must be more than 0{hint}")
         if self.lease < 2 * self.heartbeat:
             raise ConfigError(
                 f"lease={self.lease} is under two heartbeats of {self.heartbeat}: a single slow PUT would be a death"

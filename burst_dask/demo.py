@@ -150,10 +150,10 @@ def collect(run_id: str, store: str, answer_path: str) -> None:
         bar = progress.add_task("", total=None, workers=0)
         while True:
             status = run.status()
-            progress.update(bar, total=status.total, completed=status.done, workers=status.workers.alive)
-            if not status.pending:
+            progress.update(bar, total=status.total, completed=status.completed, workers=status.workers.alive)
+            if not status.left:
                 break
-            if not killed and status.done >= KILL_AT * status.total:
+            if not killed and status.completed >= KILL_AT * status.total:
                 victim = kill_busiest(session_of(run_id), store)
                 progress.console.print(f"   SIGKILL sent to worker {victim}. Its tasks go to others.")
                 killed = True

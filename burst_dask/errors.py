@@ -21,6 +21,7 @@
     │   ├── UnstorableResult        its result cannot be pickled
     │   └── RemoteTaskError         its own exception could not be carried over
     ├── RunCancelled            somebody cancelled the run
+    ├── SessionEnded            the session is closed or past its deadline: nobody works on what is left
     ├── WaitTimeout             the time ran out; the run goes on
     ├── FleetError              workers could not be started, or all refused the session
     │   ├── VersionMismatch         worker and client differ in Python or Dask
@@ -111,6 +112,10 @@ class RemoteTaskError(TaskFailed):
 
 class RunCancelled(BurstError):
     """The run was cancelled before it was complete."""
+
+
+class SessionEnded(BurstError):
+    """The session is closed or past its deadline, and its workers have gone. What was committed is kept."""
 
 
 class WaitTimeout(BurstError, TimeoutError):

@@ -260,7 +260,7 @@ class Futures:
 
     async def _store(self, calls: Mapping[Any, _Call]) -> tuple[Plan, dict[Any, int]]:
         link = self.link
-        check_open(link)
+        await link.check_open()
         outside = Outside(link.session, link.futures)
         names = list(calls)
         annotations: Annotations = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import warnings
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +13,14 @@ from typing import Any, NamedTuple
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
 from burst_dask.environment.versions import table
-from burst_dask.errors import ConfigError, EnvironmentFailed, FleetError, VersionMismatch
+from burst_dask.errors import (
+    ConfigError,
+    EnvironmentFailed,
+    FleetError,
+    SessionEnded,
+    StoreAccessDenied,
+    VersionMismatch,
+)
 from burst_dask.fleet.base import Fleet
 from burst_dask.journal import log
 from burst_dask.journal.heartbeats import heartbeats
@@ -20,7 +28,7 @@ from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import (
-    Close,
+    Attach,
     Differences,
     Ended,
     Manifest,
@@ -31,7 +39,7 @@ from burst_dask.protocol.records import (
     decode,
     encode,
 )
-from burst_dask.protocol.session import SessionState, fold
+from burst_dask.protocol.session import CLOCKS_AGREE, SessionState, fold
 from burst_dask.report import WorkersStatus
 from burst_dask.store import Meta, Store, probe
 
@@ -45,8 +53,8 @@ COMPARE_AFTER = 3.0
 REFUSALS = {"refused": VersionMismatch, "unprepared": EnvironmentFailed}
 #: Records of ended workers that are read to tell why none is alive.
 RECORDS_READ = 20
-#: Seconds between looks at workers that have been told to end.
-ENDING_POLL = 0.5
+#: Views of runs kept, each with small results that came with it.
+VIEWS = 32
 #: Times that ended workers are started again, without any news, before the wait is given up. A
 #: supervisor, too, has started each several times by then.
 RESTARTS = 2
@@ -57,6 +65,20 @@ class WorkersSeen(NamedTuple):
 
     status: WorkersStatus
     ended: tuple[WorkerId, ...]
+    #: those that are alive
+    alive: tuple[WorkerId, ...]
+    #: date of the newest heartbeat of each worker that ever had one, by the store's clock
+    beats: dict[WorkerId, float]
+
+
+class Spent(NamedTuple):
+    """What one worker has spent so far."""
+
+    #: by verb
+    requests: dict[str, int]
+    #: since its start
+    seconds: float
+    threads: int
 
 
 @dataclass
@@ -72,6 +94,14 @@ class Link:
     fleet: Fleet | None = None
     #: where the futures of this client are: Dask key -> run and global number there
     futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
+    #: what is known of runs, so that a second look at one reads only what is new
+    views: dict[RunId, RunView] = field(default_factory=dict)
+    #: what workers have spent in their lives, of those whose life is over
+    spent: dict[WorkerId, Spent] = field(default_factory=dict)
+    #: number of the newest sign of a client, and the store's dates of entry 0 and of that one
+    _dates: tuple[int, float, float] = (-1, 0.0, 0.0)
+    #: by how much the store's clock is ahead of this machine's; None while it was not read
+    _ahead: float | None = None
 
     @functools.cached_property
     def guard(self) -> Guard:
@@ -107,18 +137,117 @@ class Link:
             state = state.apply(entry)
         self.learn(state)
 
+    async def view(self, run: RunId) -> RunView | None:
+        """Return the view of a run, which need not be up to date, or None when there is no such run."""
+        view = self.views.get(run)
+        if view is None and (view := await RunView.open(self.store, run)) is not None:
+            self.views[run] = view
+            while len(self.views) > VIEWS:
+                del self.views[next(iter(self.views))]
+        return view
+
+    # ------------------------------------------------------------------ the deadline
+
+    async def deadline(self) -> float | None:
+        """Return when the session ends, in seconds since 1970 by the store's clock; None without a limit.
+
+        One or two listings after a sign of a client, else no request.
+        """
+        settings = self.settings
+        if settings.session_timeout is None and settings.absolute_timeout is None:
+            return None
+        if self._dates[0] != self.state.sign:
+            dates = await log.session_dates(self.store, self.session, self.state.sign)
+            if dates is None:  # a cleanup has deleted the log
+                return None
+            self._dates = (self.state.sign, *dates)
+        return self.state.deadline(*self._dates[1:], settings.session_timeout, settings.absolute_timeout)
+
+    def last_possible(self) -> float | None:
+        """Return the latest deadline that an extension may set, once `deadline` was asked for; None without a limit."""
+        limit = self.settings.absolute_timeout
+        return None if limit is None else self._dates[1] + limit
+
+    def wall(self) -> float:
+        """Return the store's time as far as it is known without a request."""
+        return self.clock.wall() + (self._ahead or 0.0)
+
+    async def now(self) -> float:
+        """Return the store's time in seconds since 1970; this machine's, for who may only read."""
+        if self._ahead is None:
+            with contextlib.suppress(StoreAccessDenied):
+                self._ahead = await self.store.time(keys.clock(self.session)) - self.clock.wall()
+        return self.wall()
+
+    def may_be_over(self) -> bool:
+        """Tell whether the deadline is near or has passed, by the clocks of clients."""
+        state, settings = self.state, self.settings
+        wrote = (state.opened_wrote, state.sign_wrote)
+        hint = state.deadline(*wrote, settings.session_timeout, settings.absolute_timeout)
+        return hint is not None and self.clock.wall() >= hint - CLOCKS_AGREE
+
+    async def expired(self) -> bool:
+        """Tell whether the deadline has passed; without a request while it is far."""
+        if not self.may_be_over():
+            return False
+        deadline = await self.deadline()
+        if deadline is None or self.clock.wall() < deadline - CLOCKS_AGREE:
+            return False
+        return await self.now() >= deadline
+
+    async def condition(self) -> str:
+        """Return ``"open"``, ``"closed"`` or ``"expired"``."""
+        if not self.state.closed and await self.expired():
+            await self.follow()  # another client may have extended it
+        if self.state.closed:
+            return "closed"
+        return "expired" if await self.expired() else "open"
+
+    async def check_open(self) -> None:
+        """Raise `ConfigError`, with what helps, unless workers work for this session."""
+        condition = await self.condition()
+        if condition == "closed":
+            raise ConfigError(f"session {self.session} is closed; open a new one with Session(…)")
+        if condition == "expired":
+            raise ConfigError(f"session {self.session} is past its deadline; {await self.way_on()}")
+
+    async def way_on(self) -> str:
+        """Say what lets an expired session go on."""
+        last = self.last_possible()
+        if last is not None and await self.now() >= last:
+            return (
+                f"nothing moves its absolute_timeout of {self.settings.absolute_timeout:g} s. What was committed is "
+                "kept and can be collected; for new work open a new session with Session(…)"
+            )
+        return (
+            "what was committed is kept and can be collected. To go on: "
+            f'attach("{self.session}", store="{self.store.url}").extend(seconds=3600), or burst extend {self.session}'
+        )
+
+    async def announce(self) -> None:
+        """Tell the workers that a client waits, unless they have gone for good or the store is read-only."""
+        if await self.condition() == "open":
+            with contextlib.suppress(StoreAccessDenied):
+                await self.append(Attach(self.author.name))
+
+    async def stay(self) -> None:
+        """Give a sign of this client, which waits, before the session's deadline comes near."""
+        limit = self.settings.session_timeout
+        if limit is not None and self.clock.wall() - self.state.sign_wrote > limit / 2:
+            await self.announce()
+
+    # ------------------------------------------------------------------ workers
+
     async def seen(self) -> WorkersSeen:
         """List the heartbeats, at one request per 500 workers."""
         beats, ended = await heartbeats(self.store, self.session)
         # When all have died at once, the newest heartbeat is a dead one's. Then this machine's clock
         # tells; it may differ from the store's, so it is believed only beyond a lease.
         now = max([*beats.values(), self.clock.wall() - self.settings.lease])
-        alive = [date for worker, date in beats.items() if now - date <= self.settings.lease]
-        for worker in ended:
-            if beats.get(worker) in alive:
-                alive.remove(beats[worker])
-        oldest = now - min(alive) if alive else None
-        return WorkersSeen(WorkersStatus(len(alive), oldest), ended)
+        gone = set(ended)
+        alive = {w: date for w, date in beats.items() if w not in gone and now - date <= self.settings.lease}
+        oldest = now - min(alive.values()) if alive else None
+        return WorkersSeen(WorkersStatus(len(alive), oldest), ended, tuple(alive), beats)
 
     async def last_words(self, seen: WorkersSeen) -> Ended | None:
         """Return how the newest of the ended workers ended; None while one is alive."""
@@ -178,6 +307,8 @@ class Guard:
 
         Raises
         ------
+        SessionEnded
+            The session is closed or past its deadline, and no worker is left.
         VersionMismatch, EnvironmentFailed
             Every worker refused the session, or could not be prepared for it.
         FleetError
@@ -189,11 +320,27 @@ class Guard:
             await self._compare()
         if link.clock.monotonic() < self._due:
             return
-        if link.fleet is None or self._refused:
+        if (condition := await link.condition()) != "open":
+            await self._check_end(condition)
+        elif link.fleet is None or self._refused:
             await self._check_beats()
         elif link.workers and await asyncio.to_thread(link.fleet.ensure, link.workers):
             await self._check_restart(link.fleet)
+        await link.stay()
         self._due = link.clock.monotonic() + self._every
+
+    async def _check_end(self, condition: str) -> None:
+        """The session is over: workers that are yet alive commit what they have."""
+        if (await self._link.seen()).status.alive:
+            return
+        if condition == "closed":
+            raise SessionEnded(
+                f"session {self._link.session} is closed, and its workers have gone. "
+                "What was committed is kept until the session is cleaned up by force"
+            )
+        raise SessionEnded(
+            f"session {self._link.session} is past its deadline, and its workers have gone; {await self._link.way_on()}"
+        )
 
     async def _check_restart(self, fleet: Fleet) -> None:
         """Some had ended, and were started again: once more may help, if they did not refuse."""
@@ -315,45 +462,6 @@ async def _read_state(store: Store, session: SessionId) -> SessionState:
     if not entries:  # somebody's cleanup was interrupted: it can only be repeated
         return SessionState(closed=True)
     return fold(entries)
-
-
-# ---------------------------------------------------------------------------- the end
-
-
-async def incomplete(link: Link) -> list[RunId]:
-    """Return the runs that workers may still work on."""
-    await link.follow()
-
-    async def pending(run: RunId) -> RunId | None:
-        view = await RunView.open(link.store, run)
-        if view is None:
-            return None
-        await view.survey()
-        return run if view.totals().pending else None
-
-    return [run for run in await in_parallel(pending, link.state.live_runs) if run is not None]
-
-
-async def close(link: Link) -> None:
-    await link.follow()
-    if not link.state.closed and await link.store.get(keys.manifest(link.session)) is not None:
-        await link.append(Close())
-
-
-async def delete(link: Link, everything: bool) -> None:
-    """Delete the session's objects when its workers, wherever they run, have ended."""
-    # By then a worker has looked into the session log and let go; who has not is dead, or stopped.
-    until = link.clock.monotonic() + link.settings.session_poll + link.settings.release_grace + link.settings.heartbeat
-    while (await link.seen()).status.alive and link.clock.monotonic() < until:
-        await link.clock.sleep(ENDING_POLL)
-    kept = () if everything else ("/log/", "/logs/", "/segments/", "/plan", "/names")
-    log = keys.session_log(link.session)
-    async for page in link.store.list(keys.session_prefix(link.session)):
-        doomed = [meta.key for meta in page if not any(part in meta.key for part in kept)]
-        await link.store.delete(key for key in doomed if not key.startswith(log))
-    if everything:
-        await link.store.delete([meta.key async for meta in listed(link.store, log)])
-        await link.store.delete([keys.manifest(link.session)])
 
 
 async def listed(store: Store, prefix: str) -> AsyncIterator[Meta]:

@@ -9,14 +9,31 @@ import contextlib
 import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from burst_dask.config import Settings
+from burst_dask.errors import ConfigError
+from burst_dask.worker.memory_watch import format_bytes
+
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.table import Table
+
+#: What becomes of a task, in the order in which people read it.
+TASK_STATES = ("pending", "running", "completed", "failed", "cancelled")
+#: Characters of a line of a table printed as text.
+TEXT_WIDTH = 140
+#: Runs of a session that its table shows at most.
+SHOWN_RUNS = 20
+#: Settings that the table shows always; others when they differ from their default.
+_SHOWN_SETTINGS = {"threads", "memory_limit", "session_timeout", "absolute_timeout", "idle_timeout"}
 
 #: Takes tasks done, tasks failed and all tasks.
 Update = Callable[[int, int, int], None]
@@ -32,6 +49,14 @@ class _Table:
     def title(self) -> str:
         raise NotImplementedError
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return the rows of `to_frame`."""
+        raise NotImplementedError
+
+    def to_frame(self) -> DataFrame:
+        """Return it as a pandas DataFrame, which must be installed: one row for each run."""
+        return frame(self.records())
+
     def __rich__(self) -> Table:
         from rich import box  # noqa: PLC0415 - only who prints a table needs it
         from rich.table import Table  # noqa: PLC0415
@@ -43,11 +68,7 @@ class _Table:
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console  # noqa: PLC0415
-
-        text = StringIO()
-        Console(file=text, width=110).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
+        return as_text(self)
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in self.rows())
@@ -73,48 +94,77 @@ class WorkersStatus:
 class RunStatus(_Table):
     """How far a run is.
 
+    Each task counts once: ``total`` is the sum of pending, running, completed, failed and cancelled.
+
     Examples
     --------
-    >>> status = RunStatus("k3w9x2mq.7gfh2y", "running", 200, 50, 0, 8, 3.5, WorkersStatus(4, 1.0))
-    >>> status.pending, status.progress
-    (150, 25.0)
+    >>> status = RunStatus("k3w9x2mq.7gfh2y", "running", 200, 50, 0, 8, 0, 3.5, WorkersStatus(4, 1.0), 12.0, 0.0021)
+    >>> status.pending, status.left, status.progress
+    (142, 150, 25.0)
     >>> print(status)
     Run k3w9x2mq.7gfh2y
     <BLANKLINE>
-      state     running
-      tasks     200
-      done      50 (25.0 %)
-      failed    0
-      pending   150, of which 8 run or are next
-      workers   4 alive, oldest heartbeat 1 s ago
-      elapsed   4 s
+      state          running
+      tasks          200
+      pending        142
+      running        8
+      completed      50
+      failed         0
+      cancelled      0
+      progress       25.0 %
+      workers        4 alive, oldest heartbeat 1 s ago
+      elapsed        4 s
+      probably yet   12 s
+      cost so far    0.0021 USD, of the whole session
+      stored         0 B
     """
 
     id: str
-    #: ``"pending"``, ``"running"``, ``"done"``, ``"failed"`` or ``"cancelled"``
+    #: ``"pending"``, ``"running"``, ``"done"``, ``"failed"`` (all have an outcome, some an error), ``"cancelled"``, or
+    #: ``"stopped"``: the session is closed or past its deadline, and nobody works on what is pending
     state: str
     total: int
-    done: int
+    #: tasks with a result
+    completed: int
+    #: tasks with an error as their outcome, those among them that failed because another did
     failed: int
     #: reserved by workers: they run, or are next
     running: int
-    #: seconds since the run was submitted, until its last entry when it is complete
+    #: tasks without an outcome that nobody will start any more, since the run was cancelled
+    cancelled: int
+    #: seconds since the run was submitted, until its last entry when nobody works on it any more
     elapsed: float
     workers: WorkersStatus
+    #: seconds that the rest takes, if its tasks are like those so far and the workers stay as they are; None when
+    #: nobody can tell
+    remaining: float | None = None
+    #: USD that the whole session has cost so far: requests of its workers and of this client, and the time of its
+    #: workers at `Settings.worker_price`
+    cost: float = 0.0
+    #: bytes of the graph and of the results that are stored
+    size: int = 0
 
     @property
     def pending(self) -> int:
-        """Tasks without an outcome, those that run among them."""
-        return self.total - self.done - self.failed
+        """Tasks that are yet to be started."""
+        return self.total - self.completed - self.failed - self.running - self.cancelled
+
+    @property
+    def left(self) -> int:
+        """Tasks that will get an outcome yet: those pending and running."""
+        return self.pending + self.running
 
     @property
     def progress(self) -> float:
         """Per cent of the tasks that have an outcome."""
-        return 100.0 * (self.total - self.pending) / self.total if self.total else 100.0
+        return 100.0 * (self.completed + self.failed) / self.total if self.total else 100.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as what JSON can hold."""
         return dataclasses.asdict(self) | {"pending": self.pending, "progress": self.progress}
+
+    def records(self) -> list[dict[str, Any]]:
+        return [flat(self.to_dict())]
 
     def title(self) -> str:
         return f"Run {self.id}"
@@ -123,11 +173,13 @@ class RunStatus(_Table):
         return [
             ("state", self.state),
             ("tasks", str(self.total)),
-            ("done", f"{self.done} ({self.progress:.1f} %)"),
-            ("failed", str(self.failed)),
-            ("pending", f"{self.pending}, of which {self.running} run or are next" if self.pending else "0"),
+            *((name, str(getattr(self, name))) for name in TASK_STATES),
+            ("progress", f"{self.progress:.1f} %"),
             ("workers", str(self.workers)),
             ("elapsed", duration(self.elapsed)),
+            *([] if self.remaining is None else [("probably yet", duration(self.remaining))]),
+            ("cost so far", f"{money(self.cost)}, of the whole session"),
+            ("stored", format_bytes(self.size)),
         ]
 
 
@@ -139,31 +191,133 @@ class SessionStatus(_Table):
     name: str | None
     store: str
     host: str
-    closed: bool
+    #: ``"open"``, ``"closed"``, or ``"expired"``: past its deadline
+    state: str
+    #: seconds since 1970
+    created: float
+    #: seconds until the deadline, by the store's clock; None when there is none
+    time_left: float | None
     workers: WorkersStatus
     #: in the order of their submission
     runs: tuple[RunStatus, ...]
     settings: dict[str, Any]
+    #: USD so far, as of `RunStatus.cost`
+    cost: float
+    #: store requests so far by verb, of its workers and of this client
+    requests: dict[str, int]
     #: what is amiss with its workers, in words
     notes: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of graphs and results that are stored."""
+        return sum(run.size for run in self.runs)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Tasks of all runs by state, and ``"total"``."""
+        return add_up(self.runs)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as what JSON can hold."""
-        return dataclasses.asdict(self) | {"runs": [run.to_dict() for run in self.runs]}
+        more = {"runs": [run.to_dict() for run in self.runs], "totals": self.totals, "size": self.size}
+        return dataclasses.asdict(self) | more
+
+    def records(self) -> list[dict[str, Any]]:
+        return [record for run in self.runs for record in run.records()]
 
     def title(self) -> str:
         return f"Session {self.id}" + (f" ({self.name})" if self.name else "")
 
     def rows(self) -> list[tuple[str, str]]:
+        left = "no limit" if self.time_left is None else f"ends in {duration(self.time_left)}"
+        runs = self.runs[-SHOWN_RUNS:]
         return [
-            ("state", "closed" if self.closed else "open"),
+            ("state", f"{self.state}, {left}" if self.state == "open" else self.state),
             ("store", self.store),
-            ("opened on", self.host),
+            ("opened", f"{when(self.created)} on {self.host}"),
             ("workers", str(self.workers)),
             *(("note", note) for note in self.notes),
-            ("runs", str(len(self.runs))),
-            *((run.id, f"{run.state}, {run.done} of {run.total} done, {run.failed} failed") for run in self.runs),
+            ("tasks", counts(self.totals)),
+            ("cost so far", money(self.cost)),
+            ("stored", format_bytes(self.size)),
+            (
+                "settings",
+                ", ".join(f"{name}={value}" for name, value in self.settings.items() if _matters(name, value)),
+            ),
+            ("runs", str(len(self.runs)) + (f", the last {len(runs)} of them:" if len(runs) < len(self.runs) else "")),
+            *((run.id, f"{run.state}, {run.completed} of {run.total} completed, {run.failed} failed") for run in runs),
         ]
+
+
+def counts(totals: dict[str, int]) -> str:
+    """Return counts of tasks as people read them.
+
+    >>> counts({"total": 5, "pending": 0, "running": 0, "completed": 4, "failed": 1, "cancelled": 0})
+    '5: 4 completed, 1 failed'
+    """
+    parts = ", ".join(f"{totals[name]} {name}" for name in TASK_STATES if totals[name])
+    return f"{totals['total']}" + (f": {parts}" if parts else "")
+
+
+def add_up(runs: Iterable[RunStatus]) -> dict[str, int]:
+    """Return the tasks of all runs by state, and ``"total"``."""
+    runs = list(runs)
+    return {name: sum(getattr(run, name) for run in runs) for name in ("total", *TASK_STATES)}
+
+
+def as_text(table: Any) -> str:
+    """Return what rich prints of a table, without colours."""
+    from rich.console import Console  # noqa: PLC0415 - only who prints a table needs it
+
+    text = StringIO()
+    Console(file=text, width=TEXT_WIDTH).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
+
+
+def _matters(name: str, value: Any) -> bool:
+    """Tell whether a setting is shown to people: what they asked for, and what limits them."""
+    fields = {field.name: field.default for field in msgspec.structs.fields(Settings)}
+    return name in _SHOWN_SETTINGS or (value != fields.get(name) and value not in ({}, None))
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with its dicts taken apart, as columns of a frame.
+
+    >>> flat({"id": "a", "workers": {"alive": 2}})
+    {'id': 'a', 'workers_alive': 2}
+    """
+    taken: dict[str, Any] = {}
+    for name, value in record.items():
+        taken |= {f"{name}_{part}": its for part, its in value.items()} if isinstance(value, dict) else {name: value}
+    return taken
+
+
+def frame(records: list[dict[str, Any]]) -> DataFrame:
+    """Return records as a DataFrame, if pandas is there."""
+    try:
+        import pandas  # noqa: PLC0415 - optional, and only who wants a frame needs it
+    except ImportError as error:
+        raise ConfigError("to_frame() needs pandas: pip install pandas; to_dict() gives the same without") from error
+    return pandas.DataFrame(records)
+
+
+def money(dollars: float) -> str:
+    """Return an amount as people read it.
+
+    >>> money(0), money(0.00001), money(0.00213), money(12.3456)
+    ('0 USD', 'under 0.0001 USD', '0.0021 USD', '12.35 USD')
+    """
+    if 0 < dollars < 1e-4:
+        return "under 0.0001 USD"
+    if not dollars:
+        return "0 USD"
+    return f"{dollars:.2f} USD" if dollars >= 1 else f"{dollars:.4f} USD"
+
+
+def when(seconds: float) -> str:
+    """Return a time, in seconds since 1970, as this machine's people write it."""
+    return datetime.fromtimestamp(seconds, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def duration(seconds: float) -> str:

@@ -23,15 +23,17 @@ from burst_dask import collecting, replaying, report, sync, tasklogs
 from burst_dask.collecting import Collected, Results
 from burst_dask.errors import (
     ConfigError,
-    StoreAccessDenied,
     StoreError,
     WaitTimeout,
 )
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
+from burst_dask.lists import Story
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import Attach, Cancel, Plan
-from burst_dask.report import RunStatus, WorkersStatus
+from burst_dask.protocol.records import Cancel, Plan
+from burst_dask.report import RunStatus
+from burst_dask.statuses import run_status, survey_workers
+from burst_dask.stories import tell_run, tell_task
 from burst_dask.submission import numbers, unpack
 from burst_dask.tasklogs import TaskLog
 from burst_dask.watching import Watch
@@ -222,17 +224,23 @@ class Run:
         sync.run(self._view.survey())
         return not Watch(self._link, self._view, self._outputs()).pending
 
-    def cancel(self) -> bool:
+    def cancel(self, force: bool = False) -> bool:
         """Let workers take no new work of this run; return False when there was nothing left to cancel.
 
-        Tasks that run are let finish. What was committed is kept.
+        Tasks that run are let finish, and what was committed is kept. All others count as cancelled.
+
+        Parameters
+        ----------
+        force
+            End the tasks that run, too. A thread cannot be ended, so a worker that runs one commits
+            what it has of other runs, ends, and is replaced; tasks of others that it runs begin anew elsewhere.
         """
 
         async def cancel() -> bool:
             await self._view.survey()
             if not self._view.totals().pending:
                 return False
-            await self._link.append(Cancel(self.id))
+            await self._link.append(Cancel(self.id, force))
             return True
 
         return sync.run(cancel())
@@ -260,11 +268,42 @@ class Run:
         """Return how far the run is, at a few requests whatever its size."""
 
         async def look() -> RunStatus:
-            seen = await self._link.seen()
             await self._link.follow()
-            return await run_status(self._link, self._view, seen.status)
+            return await run_status(self._link, self._view, await survey_workers(self._link))
 
         return sync.run(look())
+
+    def story(self, key: Any = None) -> Story:
+        """Return what happened to the run, or to one task of it, in plain words, oldest first.
+
+        Parameters
+        ----------
+        key
+            The Dask key of a task, or its text; None tells of the whole run.
+
+        Returns
+        -------
+        Story
+            A list of `StoryLine` that prints as a table. Times are those of whoever did it.
+
+        Raises
+        ------
+        UnknownId
+            The run has no such task.
+
+        Examples
+        --------
+        >>> import dask
+        >>> from burst_dask import Session
+        >>> burst = Session("memory://story-doctest", workers=1)
+        >>> run = burst.compute(dask.delayed(sum)([1, 2], dask_key_name="three"))
+        >>> run.wait()
+        >>> [line.log for line in run.story("three")]
+        ['session', 'session', 'session', 'shard 00000', 'shard 00000']
+        >>> burst.cleanup(force=True)
+        """
+        told = tell_run(self._link, self._view) if key is None else tell_task(self._link, self._view, key)
+        return sync.run(told)
 
     # ------------------------------------------------------------------ inside
 
@@ -299,8 +338,7 @@ class Run:
             async with asyncio.timeout(timeout) as limit:
                 if not self._announced:
                     self._announced = True
-                    with contextlib.suppress(StoreAccessDenied):  # whoever may only read may still wait
-                        await self._link.append(Attach(self._link.author.name))
+                    await self._link.announce()
                 await watch.wait(
                     to_first_failure=to_first_failure, update=update, known=self._attached, to_news=to_news
                 )
@@ -337,30 +375,6 @@ class Run:
         """Cancel, as far as the store allows: nobody waits for the run any more."""
         with contextlib.suppress(StoreError):
             sync.run(self._link.append(Cancel(self.id)))
-
-
-async def run_status(link: Link, view: RunView, workers: WorkersStatus) -> RunStatus:
-    """Return how far the run of `view` is."""
-    await view.survey()
-    totals = view.totals()
-    ended = link.clock.wall()
-    if not totals.pending:
-        ended = await view.last_change() or view.plan.created
-        state = "failed" if totals.failed else "done"
-    elif view.run in link.state.cancelled:
-        state = "cancelled"
-    else:
-        state = "running" if totals.done or totals.failed or totals.reserved else "pending"
-    return RunStatus(
-        id=view.run,
-        state=state,
-        total=totals.total,
-        done=totals.done,
-        failed=totals.failed,
-        running=totals.reserved if totals.pending else 0,
-        elapsed=max(0.0, ended - view.plan.created),
-        workers=workers,
-    )
 
 
 def check_timeout(timeout: float | None) -> None:

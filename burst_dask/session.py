@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import dask
@@ -16,32 +16,29 @@ from dask.utils import shorten_traceback
 
 from burst_dask import link as links
 from burst_dask import sync, tasklogs
+from burst_dask.arguments import check_count, check_workers, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
-from burst_dask.config import Settings
+from burst_dask.ending import close, delete, extend, incomplete
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
-from burst_dask.errors import ConfigError, StoreUnavailable, UnknownId
+from burst_dask.errors import ConfigError, StoreUnavailable
+from burst_dask.finding import find, open_run
 from burst_dask.fleet.base import Fleet
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.fleet.local import LocalFleet
 from burst_dask.journal.log import Author
-from burst_dask.journal.view import RunView, in_parallel
-from burst_dask.link import Link, close, delete, incomplete, listed
+from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Manifest, Scale
+from burst_dask.protocol.records import Cancel, Manifest, Scale
 from burst_dask.protocol.session import SessionState
-from burst_dask.report import RunStatus, SessionStatus
-from burst_dask.run import Run, run_status
+from burst_dask.report import SessionStatus
+from burst_dask.run import Run
+from burst_dask.statuses import session_status
 from burst_dask.store import Hedging, Store, open_store, requests_of
 from burst_dask.submission import Asked, Repack, submit
 from burst_dask.tasklogs import TaskLog
-from burst_dask.worker.memory_watch import processors
-
-_BRING_YOUR_OWN = (
-    "with fleet=None the session starts no workers, and you bring your own: burst worker --session ID --store URL"
-)
 
 
 class Session(Calling):
@@ -54,6 +51,10 @@ class Session(Calling):
         open `Store` will do, too.
     workers
         How many worker processes; by default one for each processor.
+    cpu
+        Threads of each worker process: the setting ``threads`` by its name in the cloud.
+    memory
+        Of each worker process, such as ``"8GB"`` or a number of bytes: the setting ``memory_limit``.
     fleet
         ``"local"`` starts the workers on this machine, whatever the store; they outlive this
         process. None starts none: bring your own with ``burst worker --session ID --store URL``.
@@ -61,7 +62,7 @@ class Session(Calling):
         Of an S3-compatible service. Other options of the store, such as ``region``, may be
         given by name as well.
     name
-        Shown to people; any text.
+        Shown to people; any text. `attach` takes it in the place of the id while no other session has it.
     code
         Local packages and modules that tasks import, such as ``["src/mypkg", "helpers.py"]``: workers get
         them as they are now.
@@ -70,7 +71,7 @@ class Session(Calling):
     progress
         Whether waiting shows a progress bar; None: on a terminal and in a notebook.
     **settings
-        Fields of `burst_dask.config.Settings`.
+        Fields of `burst_dask.config.Settings`: `session_timeout`, `absolute_timeout`, `idle_timeout`, ….
 
     Raises
     ------
@@ -101,6 +102,8 @@ class Session(Calling):
         store: str | os.PathLike[str] | Store | None = None,
         *,
         workers: int | None = None,
+        cpu: int | None = None,
+        memory: str | int | None = None,
         fleet: str | None = "local",
         endpoint_url: str | None = None,
         name: str | None = None,
@@ -109,8 +112,8 @@ class Session(Calling):
         progress: bool | None = None,
         **settings: Any,
     ) -> None:
-        options, checked = _split(settings, endpoint_url)
-        wanted = _check_workers(workers, fleet)
+        options, checked = split(settings | size(cpu, memory, settings), endpoint_url)
+        wanted = check_workers(workers, fleet)
         packed = pack(code, packages)
         opened = _open(store, options)
         clock, entropy = SystemClock(), Entropy()
@@ -176,29 +179,7 @@ class Session(Calling):
         """Return the state of the session and of all its runs, never with a request for each task."""
         self.flush()
 
-        async def look() -> SessionStatus:
-            link = self._link
-            await link.follow()
-            seen = await link.seen()
-
-            async def one(run: RunId) -> RunStatus | None:
-                view = await RunView.open(link.store, run)
-                return None if view is None else await run_status(link, view, seen.status)
-
-            runs = await in_parallel(one, link.state.runs)
-            return SessionStatus(
-                id=link.session,
-                name=link.manifest.name,
-                store=link.store.url,
-                host=link.manifest.host,
-                closed=link.state.closed,
-                workers=seen.status,
-                runs=tuple(run for run in runs if run is not None),
-                settings=link.manifest.settings,
-                notes=await links.notes(link, seen),
-            )
-
-        return sync.run(look())
+        return sync.run(session_status(self._link))
 
     def logs(self, worker: str | None = None) -> list[TaskLog]:
         """Return what tasks of all runs have printed, in order of time; see `Run.logs`.
@@ -307,12 +288,17 @@ class Session(Calling):
 
         Fewer are had by letting all hand over their work and starting anew.
         """
+        check_count(workers)
         if workers < 0:
             raise ConfigError(f"workers={workers}: must be 0 or more")
         link = self._link
-        if link.state.closed:
-            raise ConfigError(f"session {self.id} is closed; open a new one with Session(…)")
-        sync.run(link.append(Scale(workers)))
+
+        async def scale() -> None:
+            await link.follow()
+            await link.check_open()
+            await link.append(Scale(workers))
+
+        sync.run(scale())
         if link.fleet is None:
             link.fleet = _fleet_here(link)
         if link.fleet.alive() > workers:
@@ -320,12 +306,41 @@ class Session(Calling):
         link.fleet.ensure(workers)
         link.guard.renew()
 
+    def extend(self, seconds: float = 3600.0) -> datetime | None:
+        """Let the session last that much longer from now on, at least; it is never shortened.
+
+        An expired session goes on; its workers have gone, and `scale` starts new ones.
+
+        Parameters
+        ----------
+        seconds
+            From now.
+
+        Returns
+        -------
+        datetime or None
+            The new deadline, by the store's clock; None when the session has no limit.
+
+        Raises
+        ------
+        ConfigError
+            The session is closed, or would last beyond its `absolute_timeout`; nothing was changed.
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+            raise ConfigError(f"extend(seconds={seconds!r}): must be a number of seconds, more than 0")
+        deadline = sync.run(extend(self._link, seconds))
+        return None if deadline is None else datetime.fromtimestamp(deadline, tz=UTC)
+
+    def cancel(self, force: bool = False) -> None:
+        """Cancel all runs so far, as `Run.cancel` does with one of them; later ones are worked on."""
+        sync.run(self._link.append(Cancel(None, force)))
+
     def cleanup(self, force: bool = False) -> None:
         """Stop this session's workers, nobody else's, and delete what it has stored.
 
-        Without `force`, results and the logs that lead to them stay and can still be collected;
-        the graphs with their data go. With it nothing stays, and running work is cancelled. It may
-        be called again, also after it was interrupted.
+        Without `force`, what was asked for, errors, and the logs that lead to them stay and can still be
+        collected; intermediate results and the graphs with their data go. With it nothing stays, and running
+        work is cancelled. It may be called again, also after it was interrupted.
 
         Raises
         ------
@@ -361,7 +376,7 @@ def attach(
     Parameters
     ----------
     identifier
-        Of a run or of a session.
+        Of a run or of a session, or the name of a session if only one has it.
     store, progress, **options
         As of `Session`.
 
@@ -374,6 +389,13 @@ def attach(
     ------
     UnknownId
         The store does not hold it; the message lists what is spelled alike.
+    ConfigError
+        Several sessions have that name; the message lists them.
+
+    Notes
+    -----
+    It only reads, so it works for whoever may read the store, and after the session has expired
+    or was closed: status, results and stories are there until the session is cleaned up.
 
     Examples
     --------
@@ -383,45 +405,21 @@ def attach(
     (3,)
     >>> burst.cleanup(force=True)
     """
-    if not isinstance(identifier, str) or not keys.is_id(identifier):
+    if not isinstance(identifier, str) or not identifier:
         raise ConfigError(f"{identifier!r} is not the id of a run or session, such as 'k3w9x2mq.7gfh2y' or 'k3w9x2mq'")
-    link = sync.run(_attach(_open(store, options), identifier))
-    if "." not in identifier:
+    entropy = Entropy()
+    author = Author(WorkerId(f"client-{entropy.token(6)}"), SystemClock(), entropy)
+    link = sync.run(find(_open(store, options), identifier, author))
+    here = link.manifest.host == platform.node() and "memory://" not in link.store.url
+    if here and link.workers and sync.run(link.condition()) == "open":
+        link.fleet = _fleet_here(link)
+    if identifier == link.session or not keys.is_id(identifier) or "." not in identifier:
         return Session._of(link, progress)
-    view = sync.run(_open_run(link, RunId(identifier)))
+    view = sync.run(open_run(link, RunId(identifier)))
     return Run(link, view, attached=True, progress=progress)
 
 
 # ---------------------------------------------------------------------------- arguments
-
-
-def _split(given: Mapping[str, Any], endpoint_url: str | None) -> tuple[dict[str, str], Settings]:
-    """Return the store's options, and the settings."""
-    fields = Settings.__struct_fields__
-    options = {} if endpoint_url is None else {"endpoint_url": endpoint_url}
-    for name, value in given.items():
-        if name in fields:
-            continue
-        if close := difflib.get_close_matches(name, fields, 1, 0.75):
-            raise ConfigError(f"there is no setting {name!r}; did you mean {close[0]!r}?")
-        options[name] = value
-    return options, Settings.of(**{name: value for name, value in given.items() if name in fields})
-
-
-def _check_workers(workers: int | None, fleet: str | None) -> int | None:
-    if fleet is None:
-        if workers is not None:
-            raise ConfigError(f"workers={workers} with fleet=None: {_BRING_YOUR_OWN}")
-        return None
-    if fleet != "local":
-        raise ConfigError(f"fleet={fleet!r}: must be 'local' or None; {_BRING_YOUR_OWN}")
-    if workers is None:
-        return processors()
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        raise ConfigError(f"workers={workers!r}: must be a whole number")
-    if workers < 1:
-        raise ConfigError(f"workers={workers}: a session needs at least 1; {_BRING_YOUR_OWN}")
-    return workers
 
 
 def _open(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
@@ -448,34 +446,3 @@ def _fleet_here(link: Link) -> Fleet:
     if "memory://" in link.store.url:
         return InProcessFleet(link.session, link.store, threads=settings.threads)
     return LocalFleet(link.session, link.store.url, threads=settings.threads, memory_limit=settings.memory_limit)
-
-
-# ---------------------------------------------------------------------------- requests
-
-
-async def _attach(store: Store, identifier: str) -> Link:
-    session = keys.session_of(identifier)
-    clock, entropy = SystemClock(), Entropy()
-    link = await links.attach(store, session, Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy))
-    if link is None:
-        there = [meta.key.removeprefix(keys.SESSIONS) async for meta in listed(store, keys.SESSIONS)]
-        raise _unknown(store, "session", session, there)
-    here = link.manifest.host == platform.node() and "memory://" not in store.url
-    if here and link.workers and not link.state.closed:
-        link.fleet = _fleet_here(link)
-    return link
-
-
-async def _open_run(link: Link, run: RunId) -> RunView:
-    view = await RunView.open(link.store, run)
-    if view is None:
-        raise _unknown(link.store, "run", run, link.state.runs)
-    return view
-
-
-def _unknown(store: Store, kind: str, identifier: str, there: Iterable[str]) -> UnknownId:
-    close = difflib.get_close_matches(identifier, list(there), 3, 0.5)
-    hint = (
-        f"did you mean {' or '.join(close)}?" if close else "it was cleaned up, or lies in another store: pass store="
-    )
-    return UnknownId(f"{store.url} holds no {kind} {identifier!r}; {hint}")

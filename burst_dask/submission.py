@@ -68,8 +68,8 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
 
 def check_open(link: Link) -> None:
     """Raise `ConfigError` if the session takes no more work."""
-    if link.state.closed:
-        raise ConfigError(f"session {link.session} is closed; open a new one with Session(…)")
+    if link.state.closed or link.may_be_over():  # asked before each of thousands of calls
+        sync.run(link.check_open())
 
 
 def shard(link: Link, dsk: Mapping[Any, Any], names: Any, annotations: Annotations, outside: Outside) -> ShardedGraph:

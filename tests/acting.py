@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from burst_dask import Session, sync
+from burst_dask.errors import StoreAccessDenied
 from burst_dask.fleet import records
 from burst_dask.protocol.keys import RunId
+from burst_dask.store import Store
 from burst_dask.testing.invariants import assert_run_invariants
 
 #: Quick to notice a death, and to look for work.
@@ -93,3 +96,24 @@ def kill_all(session: Session) -> None:
 def check(session: Session, run: str) -> None:
     """Check that a run keeps every rule and that each task has its outcome."""
     sync.run(assert_run_invariants(session._link.store, RunId(run), complete=True))
+
+
+class ReadOnly:
+    """A store as somebody sees it who may only read."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def put(self, key: str, body: Any) -> None:
+        raise StoreAccessDenied(f"{key} may not be written")
+
+    create = put
+
+    async def delete(self, keys: Any) -> None:
+        raise StoreAccessDenied(f"{list(keys)} may not be deleted")
+
+    async def time(self, key: str) -> float:
+        raise StoreAccessDenied(f"{key} may not be written")

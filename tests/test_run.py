@@ -14,6 +14,7 @@ import dask
 import msgspec
 import numpy as np
 import pytest
+from acting import ReadOnly
 
 from burst_dask import Session, attach, link, sync
 from burst_dask.errors import (
@@ -22,7 +23,6 @@ from burst_dask.errors import (
     EnvironmentFailed,
     FleetError,
     RunCancelled,
-    StoreAccessDenied,
     UnstorableResult,
     VersionMismatch,
     WaitTimeout,
@@ -236,21 +236,9 @@ def test_who_may_only_read_can_wait(burst):
     run = burst.compute(dask.delayed(sum)([1, 2]))
     run.wait(timeout=30)
 
-    class ReadOnly:
-        def __init__(self, inner):
-            self.inner = inner
-
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
-
-        async def put(self, key, body):
-            raise StoreAccessDenied(f"{key} may not be written")
-
-        create = put
-
     reader = attach(run.id, store=ReadOnly(burst._link.store))
     assert reader.result(timeout=30) == (3,)
-    assert reader.status().done == run.status().done
+    assert reader.status().completed == run.status().completed
 
 
 # ---------------------------------------------------------------------------- somebody must work
@@ -374,12 +362,17 @@ def test_status(burst, gate):
     run = burst.compute(*[dask.delayed(gate.wait)(n) for n in range(4)])
     while (status := run.status()).workers.alive < 2:
         pass  # the second one has not written its heartbeat yet
-    assert (status.done, status.failed, status.pending, status.total) == (0, 0, status.total, run._view.plan.tasks)
+    assert (status.completed, status.failed, status.left, status.total) == (0, 0, 4, run._view.plan.tasks)
     assert status.workers.alive == 2 and status.workers.oldest_heartbeat < 5
     gate.open()
     run.wait(timeout=30)
     status = run.status()
-    assert status.state == "done" and status.progress == 100 and status.pending == status.running == 0
+    assert (
+        status.state == "done"
+        and status.progress == 100
+        and status.pending == status.running == 0
+        and status.completed == 4
+    )
     assert status.to_dict()["workers"] == {"alive": 2, "oldest_heartbeat": status.workers.oldest_heartbeat}
     assert str(status).startswith(f"Run {run.id}") and "<td>done</td>" in status._repr_html_()
 

@@ -35,7 +35,7 @@ class InProcessFleet:
 
     def start(self, count: int) -> None:
         for _ in range(count):
-            worker = _Thread(self._store, self._session, WorkerId(self._entropy.token()), self._threads)
+            worker = _Thread(self._store, self._session, self._entropy, self._threads)
             worker.start()
             self._workers.append(worker)
 
@@ -63,22 +63,24 @@ class InProcessFleet:
 
 
 class _Thread(threading.Thread):
-    def __init__(self, store: Store, session: SessionId, worker: WorkerId, threads: int) -> None:
-        super().__init__(name=f"burst-worker-{worker}", daemon=True)
-        self._arguments = (store, session, worker)
+    def __init__(self, store: Store, session: SessionId, entropy: Entropy, threads: int) -> None:
+        super().__init__(name=f"burst-worker-{session}", daemon=True)
+        self._store = store
+        self._session = session
+        self._entropy = entropy
         self._threads = threads
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
 
     def run(self) -> None:
-        from burst_dask.worker.agent import STUCK  # noqa: PLC0415 - imports Dask
+        from burst_dask.worker.agent import REPLACED  # noqa: PLC0415 - imports Dask
         from burst_dask.worker.process import run_agent  # noqa: PLC0415
 
-        store, session, worker = self._arguments
+        store, session, worker = self._store, self._session, WorkerId(self._entropy.token())
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             options: dict[str, Any] = {"threads": self._threads, "memory_limit": None, "stop": self._stopping}
-            while runner.run(run_agent(store, session, worker, **options)) == STUCK:
-                worker = WorkerId(Entropy().token())  # its threads are lost to this process
+            while runner.run(run_agent(store, session, worker, **options)) in REPLACED:
+                worker = WorkerId(self._entropy.token())  # its threads are lost to this process
 
     def stop(self) -> None:
         """Ask the agent to hand over and end; from any thread, also when it has ended."""

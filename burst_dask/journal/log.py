@@ -101,6 +101,23 @@ async def read_session(store: Store, session: SessionId, first: int) -> AsyncIte
         number += 1
 
 
+async def session_dates(store: Store, session: SessionId, sign: int) -> tuple[float, float] | None:
+    """Return the store's dates of entries 0 and `sign` of a session log; None when one is not there.
+
+    In seconds since 1970. One request while `sign` is among the first 1,000 entries, else two.
+    """
+    log = keys.session_log(session)
+    wanted = (keys.entry(log, 0), keys.entry(log, sign))
+    dates: dict[str, float] = {}
+    for after in ("", keys.entry(log, sign - 1) if sign else ""):
+        async for page in store.list(log, after=after):
+            dates.update((meta.key, meta.modified) for meta in page if meta.key in wanted)
+            break
+        if len(dates) == len(set(wanted)):
+            return dates[wanted[0]], dates[wanted[1]]
+    return None
+
+
 async def append_session(
     store: Store, session: SessionId, state: SessionState, author: Author, action: SessionAction
 ) -> SessionState:

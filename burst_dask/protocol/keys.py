@@ -5,6 +5,7 @@
     probe-v1                                     the store has passed the probe
     sessions/<session>                           manifest; its listing is the list of sessions
     s/<session>/log/<n>                          session log
+    s/<session>/clock                            written to read the store's clock
     s/<session>/workers/<worker>/beat            heartbeat, rewritten
     s/<session>/workers/<worker>/ended           the worker is gone, and why (create-only)
     s/<session>/code/<digest>                    code that workers put on their path: a zip
@@ -69,6 +70,10 @@ def session_log(session: SessionId) -> str:
     return f"s/{session}/log/"
 
 
+def clock(session: SessionId) -> str:
+    return f"s/{session}/clock"
+
+
 def code(session: SessionId, digest: str) -> str:
     return f"s/{session}/code/{digest}"
 
@@ -85,12 +90,16 @@ def workers(session: SessionId) -> str:
     return f"s/{session}/workers/"
 
 
+def worker_prefix(session: SessionId, worker: WorkerId) -> str:
+    return f"{workers(session)}{worker}/"
+
+
 def beat(session: SessionId, worker: WorkerId) -> str:
-    return f"{workers(session)}{worker}/beat"
+    return worker_prefix(session, worker) + "beat"
 
 
 def ended(session: SessionId, worker: WorkerId) -> str:
-    return f"{workers(session)}{worker}/ended"
+    return worker_prefix(session, worker) + "ended"
 
 
 def split_worker_key(key: str) -> tuple[WorkerId, str]:

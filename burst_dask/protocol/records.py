@@ -317,6 +317,8 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Workers take no new work of the run; None means of every run so far."""
 
     run: RunId | None = None
+    #: do not let running tasks finish: a worker that runs one ends, and is replaced
+    force: bool = False
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):
@@ -406,8 +408,9 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
 
     KIND = 7
     worker: WorkerId
-    #: ``"idle"``, ``"closed"``, ``"stopped"`` (SIGTERM), ``"stuck"`` (its threads run what was given up), ``"died"``,
-    #: ``"refused"`` (its versions do not fit) or ``"unprepared"`` (code or packages could not be put in place)
+    #: ``"idle"``, ``"closed"``, ``"expired"``, ``"stopped"`` (SIGTERM), ``"stuck"`` (its threads run what was given
+    #: up), ``"killed"`` (it ran a task of a run that was cancelled by force), ``"died"``, ``"refused"`` (its versions
+    #: do not fit) or ``"unprepared"`` (code or packages could not be put in place)
     reason: str
     message: str = ""
     wrote: float = 0.0

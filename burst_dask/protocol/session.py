@@ -19,6 +19,10 @@ from burst_dask.protocol.records import (
     SessionEntry,
 )
 
+#: Seconds by which the clocks of clients and workers are taken to differ at most. They say when to ask the store
+#: whether a deadline has passed; it alone decides.
+CLOCKS_AGREE = 600.0
+
 
 class SessionState(msgspec.Struct, frozen=True):
     """A session as folded up to some entry."""
@@ -28,11 +32,19 @@ class SessionState(msgspec.Struct, frozen=True):
     #: runs in the order of their submission -> priority
     runs: dict[RunId, int] = {}
     cancelled: frozenset[RunId] = frozenset()
+    #: those of them whose running tasks are not let finish
+    killed: frozenset[RunId] = frozenset()
     closed: bool = False
     #: seconds since 1970 by the store's clock; 0 while nobody extended the session
     until: float = 0.0
     #: how many workers the fleet should have; None while nobody said so
     workers: int | None = None
+    #: number of the newest entry that is a sign of a client: OPEN, RUN, ATTACH or EXTEND
+    sign: int = 0
+    #: when that entry and entry 0 were written by the clocks of their writers: for people, and as a hint when to
+    #: ask the store, whose dates decide (`deadline`)
+    sign_wrote: float = 0.0
+    opened_wrote: float = 0.0
 
     @property
     def live_runs(self) -> list[RunId]:
@@ -41,6 +53,32 @@ class SessionState(msgspec.Struct, frozen=True):
             return []
         live = [run for run in self.runs if run not in self.cancelled]
         return sorted(live, key=lambda run: -self.runs[run])
+
+    def deadline(
+        self, opened: float, sign: float, session_timeout: float | None, absolute_timeout: float | None
+    ) -> float | None:
+        """Return when the session ends, in seconds since 1970; None when it has no limit.
+
+        Parameters
+        ----------
+        opened, sign
+            The store's dates of entry 0 and of entry `self.sign`.
+        session_timeout, absolute_timeout
+            As in `burst_dask.config.Settings`.
+
+        Examples
+        --------
+        >>> SessionState().deadline(1000.0, 1500.0, 60.0, None)
+        1560.0
+        >>> SessionState(until=5000.0).deadline(1000.0, 1500.0, 60.0, 3600.0)
+        4600.0
+        """
+        limits = []
+        if session_timeout is not None:
+            limits.append(max(sign + session_timeout, self.until))
+        if absolute_timeout is not None:
+            limits.append(opened + absolute_timeout)
+        return min(limits, default=None)
 
     def apply(self, entry: SessionEntry) -> SessionState:
         """Return the state after `entry`.
@@ -56,6 +94,8 @@ class SessionState(msgspec.Struct, frozen=True):
         if isinstance(action, Open) != (self.next == 0):
             raise IllegalTransition(f"session log: {type(action).__name__} as entry {entry.number}")
         changes: dict[str, object] = {}
+        if isinstance(action, Open | AddRun | Attach | Extend):
+            changes |= {"sign": entry.number, "sign_wrote": entry.wrote}
         if isinstance(action, AddRun):
             changes["runs"] = {**self.runs, action.run: action.priority}
         elif isinstance(action, Extend):
@@ -63,12 +103,35 @@ class SessionState(msgspec.Struct, frozen=True):
         elif isinstance(action, Scale):
             changes["workers"] = action.workers
         elif isinstance(action, Cancel):
-            changes["cancelled"] = self.cancelled | (set(self.runs) if action.run is None else {action.run})
+            these = set(self.runs) if action.run is None else {action.run}
+            changes["cancelled"] = self.cancelled | these
+            if action.force:
+                changes["killed"] = self.killed | these
         elif isinstance(action, Close):
             changes["closed"] = True
+        elif isinstance(action, Open):
+            changes["opened_wrote"] = entry.wrote
         else:
-            assert isinstance(action, Open | Attach)
+            assert isinstance(action, Attach)
         return msgspec.structs.replace(self, next=self.next + 1, **changes)
+
+
+def describe(entry: SessionEntry) -> str:
+    """Return the entry in plain words, for stories."""
+    action = entry.action
+    if isinstance(action, AddRun):
+        what = f"run {action.run} was submitted" + (f" with priority {action.priority}" if action.priority else "")
+    elif isinstance(action, Attach):
+        what = f"{action.client} waits"
+    elif isinstance(action, Scale):
+        what = f"{action.workers} workers were asked for"
+    elif isinstance(action, Cancel):
+        what = "all runs so far were cancelled" if action.run is None else f"run {action.run} was cancelled"
+        what += ", and its running tasks killed" if action.force else ""
+    else:
+        verbs = {Open: "opened", Extend: "extended", Close: "closed"}
+        what = f"the session was {verbs[type(action)]}"
+    return what
 
 
 def fold(entries: Iterable[SessionEntry]) -> SessionState:

@@ -87,8 +87,8 @@ class Shard(msgspec.Struct, frozen=True):
         """Tasks that an idle worker may take."""
         if self.phase is not Phase.HELD:
             return EMPTY
-        # What was tried stays where that is counted: a child would begin at 0.
-        return self.index.pending - self.index.reserved - Bitmap.of(self.index.outcomes.tries)
+        # What was tried stays where that is counted, and so do suspects (rule 10): a child would begin at 0.
+        return self.index.pending - self.index.reserved - Bitmap.of((*self.index.outcomes.tries, *self.index.strikes))
 
     def apply(self, writer: WorkerId, action: Action) -> Shard:
         """Return the state after `writer` appends `action` as the next entry.

@@ -38,6 +38,7 @@ from burst_dask.protocol.records import (
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.shard import describe, object_key_name
 from burst_dask.store.base import Meta, Span, Store
+from burst_dask.submission import numbers
 
 #: Objects with results or constants read at once: each may be many megabytes.
 LARGE_PARALLEL = 4
@@ -148,8 +149,14 @@ class Facts:
 
     @property
     def is_swept(self) -> bool:
-        """Whether the session was closed and its graphs deleted, as `cleanup` does: only results are left."""
+        """Whether the session was closed and its graphs deleted, as `cleanup` does: only outputs are left."""
         return self.session.state.closed and not any("/packs/" in key for key in self.objects)
+
+    def is_kept(self, shard: ShardId, position: int) -> bool:
+        """Tell whether a `cleanup` keeps the outcome of a task: an output of the run, or an error."""
+        if self.plan is None or position in self.index(shard).outcomes.failed:
+            return True
+        return self.plan.shards[keys.root_number(shard)].first + position in numbers(self.plan.outputs)
 
     @property
     def is_marked_complete(self) -> bool:

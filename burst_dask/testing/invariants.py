@@ -143,6 +143,8 @@ def _results_are_durable(facts: Facts) -> Findings:
     lost: dict[tuple[ShardId, str], list[int]] = {}
     told: set[tuple[ShardId, int]] = set()
     for (shard, position), why in facts.lost.items():
+        if facts.is_swept and not facts.is_kept(shard, position):
+            continue
         lost.setdefault((shard, why), []).append(position)
         told.add((shard, facts.index(shard).outcomes.stored[position].object))
     for (shard, why), positions in lost.items():
@@ -154,7 +156,7 @@ def _results_are_durable(facts: Facts) -> Findings:
             if name.startswith("@"):
                 there = name[1:].isdecimal() and int(name[1:]) <= max(facts.logs[shard])
             else:
-                there = keys.segment(facts.run, shard, name) in facts.objects
+                there = facts.is_swept or keys.segment(facts.run, shard, name) in facts.objects
             if not there:
                 yield Finding(f"the index of shard {shard} names {name}, which is not there", shard)
 

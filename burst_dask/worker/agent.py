@@ -29,11 +29,12 @@ from burst_dask.protocol.session import SessionState
 from burst_dask.store import requests_of
 from burst_dask.worker.backup import BackupTender, stand_in
 from burst_dask.worker.context import Context, logger, wait_for
+from burst_dask.worker.deadline import Deadline
 from burst_dask.worker.execution import Call
 from burst_dask.worker.finder import BLOCKED, Finder, Found
 from burst_dask.worker.holding import Holding
 from burst_dask.worker.load import Batch
-from burst_dask.worker.tender import UNFIT, Tender
+from burst_dask.worker.tender import CANCELLED, FORCED, UNFIT, Tender
 
 #: Seconds of work for one thread hop: the hop costs 0.1 ms, and a loop turn comes 20 times a second.
 BATCH_SECONDS = 0.05
@@ -41,6 +42,9 @@ BATCH_SECONDS = 0.05
 LOOK_AHEAD = 0.3
 #: Why a worker ends whose threads all run what was given up: who keeps it alive starts another.
 STUCK = "stuck"
+#: The same of one that runs a task of a run that was cancelled by force.
+KILLED = "killed"
+REPLACED = {STUCK, KILLED}
 
 
 class Agent:
@@ -71,6 +75,7 @@ class Agent:
         #: finding and tending: these end in order
         self._jobs: set[asyncio.Task[None]] = set()
         self._session_news = asyncio.Event()
+        self._deadline = Deadline(context, self._renew)
         self._attached_at = context.clock.monotonic()
         self._find_attempt = 0
         self._find_after = 0.0
@@ -201,12 +206,21 @@ class Agent:
         await context.insist(read)
         if self.session.closed:
             self.stop("closed")
-        for (run, _), tender in self.tenders.items():
-            if run in self.session.cancelled:
-                tender.let_go("cancelled")
+        elif await self._deadline.passed(self.session):
+            self.stop("expired", "the session's deadline has passed; its work was handed over")
+        self._heed_cancellations()
         if self.session.runs.keys() - before.runs.keys():
             self._look_again()
         return self.session.next > before.next
+
+    def _heed_cancellations(self) -> None:
+        for (run, _), tender in self.tenders.items():
+            if run in self.session.killed:
+                if tender.holding.running:  # a thread cannot be ended, but its process can
+                    self.stop(KILLED, f"run {run} was cancelled by force while it ran a task of it")
+                tender.let_go(FORCED)
+            elif run in self.session.cancelled:
+                tender.let_go(CANCELLED)
 
     def _look_again(self) -> None:
         self._find_attempt, self._find_after = 0, 0.0
@@ -245,9 +259,10 @@ class Agent:
     def _work_left(self) -> float:
         """Return for how many seconds the threads probably have something to do."""
         load = self.context.load
-        if load.free and not any(t.holding.startable(load.free_resources()) for t in self.tenders.values()):
+        holdings = [t.holding for t in self.tenders.values() if not t.letting_go]
+        if load.free and not any(holding.startable(load.free_resources()) for holding in holdings):
             return 0.0
-        remaining = sum(t.holding.remaining() for t in self.tenders.values()) + load.remaining()
+        remaining = sum(holding.remaining() for holding in holdings) + load.remaining()
         return remaining / max(1, load.threads)
 
     def _dispatch(self) -> None:

@@ -27,7 +27,7 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Manifest, decode
 from burst_dask.store import Store, open_store
-from burst_dask.worker.agent import STUCK, Agent
+from burst_dask.worker.agent import REPLACED, Agent
 from burst_dask.worker.context import Context
 from burst_dask.worker.execution import ThreadExecutor
 from burst_dask.worker.memory import Memory
@@ -186,7 +186,7 @@ async def _main(arguments: argparse.Namespace) -> int:
     finally:
         if arguments.supervisor_fd is not None:
             stop_reading.cancel()
-    return EXIT_REPLACE if reason == STUCK else EXIT_OK
+    return EXIT_REPLACE if reason in REPLACED else EXIT_OK
 
 
 async def _forget_reader(loop: asyncio.AbstractEventLoop, fd: int, stop: asyncio.Event) -> None:

@@ -311,7 +311,7 @@ class Supervisor:
         if code in _FINAL:
             log.info("worker %s %s", child.worker, _FINAL[code])
         elif code == REPLACE:
-            log.info("worker %s is replaced: its threads run tasks that are past their time limits", child.worker)
+            log.info("worker %s is replaced: its threads run tasks that were given up", child.worker)
         else:
             self._tell(child, code)
         return code

@@ -27,6 +27,10 @@ LOAD_BYTES = 64 << 20
 KEEP_BYTES = 64 << 20
 #: Shards looked at in one round of waiting; more would not bring any task nearer.
 POLL_SHARDS = 8
+#: Why a shard is released whose run was cancelled: running tasks are let finish …
+CANCELLED = "cancelled"
+#: … or are not, because their worker ends at once.
+FORCED = "cancelled by force"
 #: Why a shard is released whose tasks need a resource that the worker lacks.
 UNFIT = "needs a resource that the worker lacks"
 
@@ -63,8 +67,11 @@ class Tender:
         self.poll_changed.set()
 
     def let_go(self, reason: str) -> None:
-        """Release the shard as soon as running tasks have ended, or the grace is over."""
-        if self.letting_go is None:
+        """Release the shard as soon as running tasks have ended, or the grace is over.
+
+        Those of a cancelled run are waited for until there is another reason to let go.
+        """
+        if self.letting_go in (None, CANCELLED) and reason != self.letting_go:
             self.letting_go = reason
             self.changed.set()
 
@@ -113,6 +120,10 @@ class Tender:
                 return
 
     async def _finish_running(self) -> None:
+        while self.holding.running and self.letting_go == CANCELLED:
+            await wait_for(self.changed, None)
+        if self.letting_go == FORCED:
+            return
         clock = self.context.clock
         deadline = clock.monotonic() + self.context.settings.release_grace
         while self.holding.running and (left := deadline - clock.monotonic()) > 0:

@@ -91,10 +91,10 @@ def test_all_workers_killed_and_others_started_later(sessions, marks):
     run = burst.compute(*values)
     marks.wait("started", 40)
     kill_all(burst)
-    done = attach(run.id, store=burst.store).status().done
+    done = attach(run.id, store=burst.store).status().completed
     later = attach(run.id, store=burst.store)  # which starts workers again, on the machine that had some
     assert later.result(timeout=120) == expected
-    assert done < later.status().total == later.status().done
+    assert done < later.status().total == later.status().completed
     check(burst, run.id)
 
 
@@ -184,7 +184,7 @@ def test_a_deadly_task_is_given_up_and_others_finish(sessions, marks, deadly):
     assert deadly.__name__ in str(caught.value)
     run.wait(timeout=60)
     status = run.status()
-    assert (status.state, status.failed, status.done) == ("failed", 1, status.total - 1)
+    assert (status.state, status.failed, status.completed) == ("failed", 1, status.total - 1)
     assert burst.compute(*others).result(timeout=60) == expected
     check(burst, run.id)
 

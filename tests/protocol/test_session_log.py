@@ -17,7 +17,7 @@ from burst_dask.protocol.records import (
     SessionAction,
     SessionEntry,
 )
-from burst_dask.protocol.session import SessionState, fold
+from burst_dask.protocol.session import SessionState, describe, fold
 
 R1, R2 = RunId("s.r1"), RunId("s.r2")
 
@@ -40,6 +40,63 @@ def test_cancelling_one_or_all() -> None:
 
 def test_extending_never_shortens() -> None:
     assert log(Open(), Extend(100.0), Extend(50.0)).until == 100.0
+
+
+HOUR, DAY = 3600.0, 86400.0
+
+
+@pytest.mark.parametrize(
+    ("until", "session_timeout", "absolute_timeout", "deadline"),
+    [
+        (0.0, None, None, None),
+        (0.0, HOUR, None, 500 + HOUR),  # after the last sign of a client
+        (0.0, None, DAY, 100 + DAY),  # after the opening
+        (0.0, HOUR, DAY, 500 + HOUR),
+        (9000.0, HOUR, None, 9000.0),  # an extension reaches further …
+        (600.0, HOUR, None, 500 + HOUR),  # … and never shortens …
+        (1e9, HOUR, DAY, 100 + DAY),  # … and ends with the absolute limit
+        (9000.0, None, None, None),
+    ],
+)
+def test_the_deadline(
+    until: float, session_timeout: float | None, absolute_timeout: float | None, deadline: float | None
+) -> None:
+    assert log(Open(), Extend(until)).deadline(100.0, 500.0, session_timeout, absolute_timeout) == deadline
+
+
+def test_signs_of_a_client() -> None:
+    signs = [Open(), AddRun(R1), Attach("c"), Extend(5.0)]
+    others = [Scale(3), Cancel(R1), Close()]
+    assert [log(*signs[: n + 1]).sign for n in range(4)] == [0, 1, 2, 3]
+    assert log(*signs, *others).sign == 3
+
+
+def test_a_cancellation_by_force_is_one_too() -> None:
+    state = log(Open(), AddRun(R1), AddRun(R2), Cancel(R1), Cancel(R2, force=True))
+    assert state.cancelled == {R1, R2}
+    assert state.killed == {R2}
+    assert log(Open(), AddRun(R1), Cancel(force=True), AddRun(R2)).killed == {R1}
+
+
+def test_entries_in_plain_words() -> None:
+    actions = [
+        *(Open(), AddRun(R1), AddRun(R2, 3), Attach("client-7"), Extend(9.0), Scale(4)),
+        *(Cancel(R1), Cancel(force=True), Close()),
+    ]
+    entries = [
+        SessionEntry(number=n, writer="c", nonce="n", wrote=0.0, action=action) for n, action in enumerate(actions)
+    ]
+    assert [describe(entry) for entry in entries] == [
+        "the session was opened",
+        "run s.r1 was submitted",
+        "run s.r2 was submitted with priority 3",
+        "client-7 waits",
+        "the session was extended",
+        "4 workers were asked for",
+        "run s.r1 was cancelled",
+        "all runs so far were cancelled, and its running tasks killed",
+        "the session was closed",
+    ]
 
 
 def test_a_closed_session_has_no_live_runs() -> None:

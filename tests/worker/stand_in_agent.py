@@ -41,6 +41,8 @@ def main() -> int:
         os.kill(os.getpid(), signal.SIGSEGV)
     if what == "refuse":
         return 3
+    if what == "restart":
+        return 4
     if what == "end":
         return 0
     if what == "lost":

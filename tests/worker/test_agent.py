@@ -14,7 +14,8 @@ from stage import Stage, Task
 from burst_dask.errors import TaskTimeout, VersionMismatch
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId
-from burst_dask.protocol.records import Cancel, Claim, Close, Commit, Ended, Release, Split, Takeover, decode
+from burst_dask.protocol.records import Cancel, Claim, Close, Commit, Ended, Extend, Release, Split, Takeover, decode
+from burst_dask.protocol.shard import Phase
 from burst_dask.serialize import load_failure
 from burst_dask.worker.agent import STUCK
 from burst_dask.worker.tender import UNFIT
@@ -206,8 +207,8 @@ async def test_a_failing_task_fails_its_dependents_in_all_shards() -> None:
     await stage.stop()
 
 
-async def test_a_cancelled_run_is_let_go() -> None:
-    stage = await Stage().open()
+async def test_running_tasks_of_a_cancelled_run_are_let_finish() -> None:
+    stage = await Stage(release_grace=0.001).open()
     entered, gate = threading.Event(), threading.Event()
 
     def waits() -> int:
@@ -216,14 +217,87 @@ async def test_a_cancelled_run_is_let_go() -> None:
         return 1
 
     view = await stage.submit([(waits, []), *[constant(n) for n in range(50)]], cuts=[1])
-    stage.start()
+    stage.start(threads=2)
     await asyncio.to_thread(entered.wait)
     await stage.append(Cancel(view.run))
-    while view.shard(keys.root_shard(0)).index.holder is not None or not view.shards:
+    await stage.complete(await stage.submit([constant(1)]))  # the worker knows by now, and its other thread works
+    root = keys.root_shard(0)
+    await view.survey()
+    assert view.shard(root).index.holder == "w"
+    gate.set()
+    while view.shard(root).phase is Phase.HELD:
         await view.survey()
         await asyncio.sleep(0.01)
-    assert view.shard(keys.root_shard(0)).index.cause == "cancelled"
+    assert view.shard(root).index.outcomes.done
+    await stage.stop()
+
+
+async def test_a_cancellation_by_force_ends_the_worker_of_a_running_task() -> None:
+    stage = await Stage().open()
+    entered, gate, finish = threading.Event(), threading.Event(), threading.Event()
+
+    def waits() -> None:
+        entered.set()
+        gate.wait(60)
+
+    def finishes() -> int:
+        finish.wait(60)
+        return 5
+
+    view = await stage.submit([(waits, [])])
+    other = await stage.submit([(finishes, [])])
+    stage.start(threads=2)
+    await asyncio.to_thread(entered.wait)
+    while not other.shards:
+        await other.survey()
+        await asyncio.sleep(0.01)
+    finish.set()  # what else it has is handed over with its outcome
+    await stage.append(Cancel(view.run))
+    await stage.append(Cancel(view.run, force=True))  # also once it is being let finish
+    assert await stage.agents.pop("w") == "killed"
+    assert (await ended(stage, "w")).message == f"run {view.run} was cancelled by force while it ran a task of it"
+    await view.survey()
+    await other.survey()
+    root = keys.root_shard(0)
+    assert (view.shard(root).phase, view.shard(root).index.cause) == (Phase.FREE, "cancelled by force")
+    assert other.totals().done == 1
     gate.set()
+
+
+async def test_a_cancellation_by_force_leaves_other_workers_alone() -> None:
+    stage = await Stage().open()
+    view = await stage.submit([constant(1)])
+    stage.start()
+    await stage.complete(view)
+    await stage.append(Cancel(view.run, force=True))
+    await stage.complete(await stage.submit([constant(2)]))
+    await stage.stop()
+    assert (await ended(stage, "w")).reason == "stopped"
+
+
+async def test_past_the_deadline_workers_take_no_new_work_and_commit_what_they_have() -> None:
+    stage = await Stage(session_timeout=0.5).open()
+    entered, gate = threading.Event(), threading.Event()
+
+    def waits() -> int:
+        entered.set()
+        gate.wait(60)
+        return 7
+
+    view = await stage.submit([constant(3), (waits, []), constant(4)], cuts=[1])
+    stage.start()
+    await asyncio.to_thread(entered.wait)
+    assert await stage.agents.pop("w") == "expired"
+    gate.set()
+    await view.survey()
+    assert view.shard(keys.root_shard(1)).phase is Phase.FREE
+    assert view.totals().pending == 2
+    stage.start("late")  # whoever comes after the deadline does nothing
+    assert await stage.agents.pop("late") == "expired"
+    assert (await ended(stage, "late")).message == "the session's deadline has passed; its work was handed over"
+    await stage.append(Extend(await stage.store.time("now") + 600))
+    stage.start("later")
+    await stage.complete(view)
     await stage.stop()
 
 

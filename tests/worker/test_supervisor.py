@@ -73,6 +73,19 @@ async def stop(supervisor: Supervisor, running: asyncio.Task) -> int:
     return await running
 
 
+def test_an_agent_that_ends_so_as_to_end_a_task_is_replaced_at_once(case, monkeypatch):
+    monkeypatch.setenv("STAND_IN", "restart " * 20 + "sleep")
+
+    async def main():
+        supervisor = case.supervisor(give_up_after=2)
+        running = asyncio.ensure_future(supervisor.run())
+        await case.wait_up(1)
+        assert await stop(supervisor, running) == ORDERLY
+        assert case.ended == []  # it has recorded its end itself
+
+    asyncio.run(main())
+
+
 def test_killed_agent_is_reported_and_replaced_under_a_new_id(case):
     async def main():
         supervisor = case.supervisor(processes=2)

@@ -1,0 +1,64 @@
+"""Commands that change what goes on: cancel, extend, scale, cleanup."""
+
+from __future__ import annotations
+
+import click
+
+from burst_dask.commands import options
+from burst_dask.errors import ConfigError
+
+
+@click.command()
+@options.identifier
+@options.store
+@click.option("--force", is_flag=True, help="Also end the tasks that run, instead of letting them finish.")
+@options.as_json
+def cancel(identifier: str, store: str | None, force: bool, as_json: bool) -> None:
+    """Cancel a run, or all runs of a session."""
+    from burst_dask import attach  # noqa: PLC0415 - imports Dask
+
+    # None: a session, of which nobody looks whether anything was left to cancel
+    was_left = attach(identifier, store=store).cancel(force=force)
+    said = f"{identifier} had nothing left to cancel" if was_left is False else f"{identifier} is cancelled"
+    options.show({"id": identifier, "cancelled": was_left is not False}, said, as_json)
+
+
+@click.command()
+@options.identifier
+@click.argument("duration", default="1h")
+@options.store
+@options.as_json
+def extend(identifier: str, duration: str, store: str | None, as_json: bool) -> None:
+    """Let a session last DURATION from now at least, such as 90m, 2h, 3d or 7200 (seconds)."""
+    from dask.utils import parse_timedelta  # noqa: PLC0415 - imports Dask
+
+    try:
+        seconds = float(parse_timedelta(duration))
+    except (ValueError, KeyError):
+        raise ConfigError(f"{duration!r} is not a duration; write it as 90m, 2h, 3d or 7200 (seconds)") from None
+    until = options.session_of(identifier, store, "a session is extended as a whole: burst extend").extend(seconds)
+    data = {"id": identifier, "deadline": until and until.timestamp()}
+    said = "has no limit" if until is None else f"lasts until {until.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    options.show(data, f"{identifier} {said}", as_json)
+
+
+@click.command()
+@options.identifier
+@click.argument("workers", type=click.IntRange(min=0))
+@options.store
+@options.as_json
+def scale(identifier: str, workers: int, store: str | None, as_json: bool) -> None:
+    """Have WORKERS worker processes of a session on this machine; 0 stops them, and the work waits."""
+    options.session_of(identifier, store, "workers work for a session: burst scale").scale(workers)
+    options.show({"id": identifier, "workers": workers}, f"{identifier} has {workers} workers here", as_json)
+
+
+@click.command()
+@options.identifier
+@options.store
+@click.option("--force", is_flag=True, help="Also stop running work, and delete results.")
+@options.as_json
+def cleanup(identifier: str, store: str | None, force: bool, as_json: bool) -> None:
+    """Stop a session's workers and delete what it has stored, but for results."""
+    options.session_of(identifier, store, "a session is cleaned up as a whole: burst cleanup").cleanup(force=force)
+    options.show({"id": identifier, "force": force}, f"{identifier} is cleaned up", as_json)

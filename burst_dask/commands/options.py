@@ -1,0 +1,66 @@
+"""What several commands have in common: arguments, and how they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from burst_dask.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def identifier(function: F) -> F:
+    """Add the argument ID: a run, a session, or the name of a session."""
+    return click.argument("identifier", metavar="ID")(function)
+
+
+def store(function: F) -> F:
+    """Add the option of the store."""
+    return click.option(
+        "--store", envvar="BURST_STORE", help="URL of the store, such as s3://bucket/prefix; by default the local one."
+    )(function)
+
+
+def as_json(function: F) -> F:
+    """Add the option that prints for scripts."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(function)
+
+
+def show(data: Any, table: Any, as_json: bool) -> None:
+    """Print `data` as JSON, or `table` for people: as wide as their terminal, or as plain text."""
+    if as_json:
+        click.echo(json.dumps(data))
+        return
+    from rich.console import Console  # noqa: PLC0415 - only who prints a table needs it
+
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+    else:
+        click.echo(str(table))
+
+
+def session_of(identifier: str, store: str | None, what: str) -> Any:
+    """Return the session that is meant; refuse a run, of which `what` says why."""
+    from burst_dask import attach  # noqa: PLC0415 - imports Dask
+    from burst_dask.protocol import keys  # noqa: PLC0415
+
+    if keys.is_id(identifier) and (session := keys.session_of(identifier)) != identifier:
+        raise ConfigError(f"{identifier} is a run; {what} {session}")
+    return attach(identifier, store=store)
+
+
+def run_of(identifier: str, store: str | None, what: str) -> Any:
+    """Return the run that is meant; refuse a session, of which `what` says why."""
+    from burst_dask import Session, attach  # noqa: PLC0415 - imports Dask
+
+    found = attach(identifier, store=store)
+    if isinstance(found, Session):
+        runs = [run.id for run in found.status().runs]
+        which = f"its runs are {', '.join(runs[-10:])}" if runs else "it has no run"
+        raise ConfigError(f"{identifier} is a session; {what}, and {which}")
+    return found

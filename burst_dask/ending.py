@@ -1,0 +1,109 @@
+"""How a session ends, or goes on: its deadline moved, its log closed, its objects deleted."""
+
+from __future__ import annotations
+
+from burst_dask.errors import ConfigError
+from burst_dask.journal.view import in_parallel
+from burst_dask.link import Link, listed
+from burst_dask.protocol import keys
+from burst_dask.protocol.bitmap import Bitmap
+from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.records import Close, Extend
+from burst_dask.protocol.shard import object_key_name
+from burst_dask.submission import numbers
+
+#: Seconds between looks at workers that have been told to end.
+ENDING_POLL = 0.5
+#: What a cleanup that keeps the outputs keeps besides segments that hold them: logs and plans lead to them, what
+#: workers wrote of themselves tells the cost, and what tasks have printed belongs to their outcomes.
+_KEPT = ("/log/", "/logs/", "/plan", "/names", "/workers/")
+
+
+async def extend(link: Link, seconds: float) -> float | None:
+    """Let the session last `seconds` from now at least; return its deadline, None when it has none.
+
+    Raises
+    ------
+    ConfigError
+        The session is closed, or would last beyond its absolute timeout; nothing was changed.
+    """
+    await link.follow()
+    if link.state.closed:
+        await link.check_open()
+    if await link.deadline() is None:
+        return None
+    now, last = await link.now(), link.last_possible()
+    if last is not None and now + seconds > last:
+        left = int(max(0.0, last - now))
+        raise ConfigError(
+            f"extend(seconds={seconds:g}) reaches beyond the session's absolute_timeout of "
+            f"{link.settings.absolute_timeout:g} s after its opening, which nothing moves. Nothing was changed. "
+            + (f"extend(seconds={left}) would do" if left else "For new work open a new session with Session(…)")
+        )
+    await link.append(Extend(now + seconds))
+    return await link.deadline()
+
+
+async def incomplete(link: Link) -> list[RunId]:
+    """Return the runs that workers may still work on."""
+    await link.follow()
+
+    if await link.expired():
+        return []
+
+    async def pending(run: RunId) -> RunId | None:
+        view = await link.view(run)
+        if view is None:
+            return None
+        await view.survey()
+        return run if view.totals().pending else None
+
+    return [run for run in await in_parallel(pending, link.state.live_runs) if run is not None]
+
+
+async def close(link: Link) -> None:
+    await link.follow()
+    if not link.state.closed and await link.store.get(keys.manifest(link.session)) is not None:
+        await link.append(Close())
+
+
+async def delete(link: Link, everything: bool) -> None:
+    """Delete the session's objects when its workers, wherever they run, have ended."""
+    # By then a worker has looked into the session log and let go; who has not is dead, or stopped.
+    until = link.clock.monotonic() + link.settings.session_poll + link.settings.release_grace + link.settings.heartbeat
+    while (await link.seen()).status.alive and link.clock.monotonic() < until:
+        await link.clock.sleep(ENDING_POLL)
+    log = keys.session_log(link.session)
+    segments = set() if everything else await _segments_to_keep(link)
+    async for page in link.store.list(keys.session_prefix(link.session)):
+        doomed = [meta.key for meta in page if everything or not _is_kept(meta.key, segments)]
+        await link.store.delete(key for key in doomed if not key.startswith(log))
+    if everything:
+        await link.store.delete([meta.key async for meta in listed(link.store, log)])
+        await link.store.delete([keys.manifest(link.session)])
+
+
+def _is_kept(key: str, segments: set[str]) -> bool:
+    return key in segments or any(part in key for part in _KEPT)
+
+
+async def _segments_to_keep(link: Link) -> set[str]:
+    """Return the keys of the segments that hold an output of a run, or an error; others hold intermediates."""
+    found: set[str] = set()
+
+    async def of_run(run: RunId) -> None:
+        view = await link.view(run)
+        if view is None:
+            return
+        await view.survey()
+        outputs = Bitmap.of(numbers(view.plan.outputs))
+        for shard in view.shards.values():
+            outcomes, first = shard.index.outcomes, view.plan.shards[keys.root_number(shard.id)].first
+            for position, place in outcomes.stored.items():
+                if first + position in outputs or position in outcomes.failed:
+                    number, name = object_key_name(place, shard.index)
+                    if number is None:
+                        found.add(keys.segment(run, shard.id, name))
+
+    await in_parallel(of_run, link.state.runs)
+    return found

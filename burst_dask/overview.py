@@ -1,0 +1,132 @@
+"""All sessions of a store: thousands of them in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from burst_dask import link as links
+from burst_dask import sync
+from burst_dask.clock import Entropy, SystemClock
+from burst_dask.config import Settings
+from burst_dask.errors import ConfigError
+from burst_dask.finding import manifests
+from burst_dask.journal.heartbeats import heartbeats
+from burst_dask.journal.log import Author
+from burst_dask.journal.view import SURVEY_PARALLEL, in_parallel
+from burst_dask.link import Link
+from burst_dask.lists import SessionList, SessionRow
+from burst_dask.protocol import keys
+from burst_dask.protocol.keys import SessionId, WorkerId
+from burst_dask.protocol.records import Close, Manifest, SessionEntry, decode
+from burst_dask.protocol.session import SessionState
+from burst_dask.statuses import session_status
+from burst_dask.store import Store, open_store
+
+#: Sessions looked into at once; each may send dozens of requests at a time.
+_AT_ONCE = 25
+
+
+def list_sessions(
+    store: str | os.PathLike[str] | Store | None = None, *, details: int | None = 100, **options: Any
+) -> SessionList:
+    """Return the sessions of a store, the one with the newest activity first.
+
+    Parameters
+    ----------
+    store, **options
+        As of `Session`.
+    details
+        How many runs are looked into, in the sessions with the newest activity: these have numbers of tasks
+        and workers, cost and size. Each takes a few requests. None looks into all.
+
+    Returns
+    -------
+    SessionList
+        A list that prints as a table; `SessionList.to_frame` makes a DataFrame of it.
+
+    Examples
+    --------
+    >>> from burst_dask import Session
+    >>> burst = Session("memory://list-doctest", fleet=None, name="nightly")
+    >>> [(row.name, row.state, row.runs) for row in list_sessions("memory://list-doctest")]
+    [('nightly', 'open', 0)]
+    >>> burst.cleanup(force=True)
+    """
+    if details is not None and (isinstance(details, bool) or not isinstance(details, int) or details < 0):
+        raise ConfigError(f"details={details!r}: must be a whole number of runs, or None for all")
+    opened = open_store(store, **options) if store is None or isinstance(store, str | os.PathLike) else store
+    return sync.run(_list(opened, details))
+
+
+async def _list(store: Store, details: int | None) -> SessionList:
+    clock, entropy = SystemClock(), Entropy()
+    author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
+    there = await manifests(store)
+    rows = await in_parallel(lambda manifest: _glance(store, manifest, author), there, SURVEY_PARALLEL)
+    rows.sort(key=lambda row: -row.last_activity)
+    left = float("inf") if details is None else details
+    for start in range(0, len(rows), _AT_ONCE):
+        if left <= 0:
+            break
+        links_here = await in_parallel(
+            lambda row: links.attach(store, SessionId(row.id), author), rows[start : start + _AT_ONCE]
+        )
+        chosen: dict[int, Link] = {}
+        for number, link in enumerate(links_here, start):
+            if link is not None and len(link.state.runs) <= left:
+                chosen[number] = link
+                left -= max(1, len(link.state.runs))
+        looked = await in_parallel(_look_into, [(rows[number], link) for number, link in chosen.items()])
+        for number, row in zip(chosen, looked, strict=True):
+            rows[number] = row
+    return SessionList(store.url, sorted(rows, key=lambda row: -row.last_activity))
+
+
+async def _glance(store: Store, manifest: Manifest, author: Author) -> SessionRow:
+    """Look at a session: two requests, and a few more where those leave it open whether it has expired."""
+    session = manifest.session
+    dates = {meta.key: meta.modified async for page in store.list(keys.session_log(session)) for meta in page}
+    state, newest = "closed", manifest.created  # without a log, somebody's cleanup was interrupted
+    if dates:
+        key = max(dates)
+        newest = dates[key]
+        data = await store.get(key)
+        if data is None or not isinstance(decode(SessionEntry, key, data).action, Close):
+            state = "open"
+    if state == "open" and _may_be_over(manifest, min(dates.values()), newest, author):
+        link = await links.attach(store, session, author)
+        state = "closed" if link is None else await link.condition()
+    return SessionRow(
+        id=session,
+        name=manifest.name,
+        state=state,
+        created=manifest.created,
+        last_activity=newest,
+        host=manifest.host,
+    )
+
+
+def _may_be_over(manifest: Manifest, opened: float, newest: float, author: Author) -> bool:
+    """Tell whether a session may be past its deadline: whether it is if its newest entry is a sign of a client."""
+    settings = Settings.of(**manifest.settings)
+    deadline = SessionState().deadline(opened, newest, settings.session_timeout, settings.absolute_timeout)
+    return deadline is not None and author.clock.wall() >= deadline
+
+
+async def _look_into(one: tuple[SessionRow, Link]) -> SessionRow:
+    """Return the row with all that a status tells."""
+    row, link = one
+    status = await session_status(link, own=False)
+    beats = await heartbeats(link.store, link.session)
+    return dataclasses.replace(
+        row,
+        state=status.state,
+        last_activity=max([row.last_activity, *beats.beats.values()]),
+        runs=len(status.runs),
+        tasks=status.totals,
+        workers=status.workers.alive,
+        cost=status.cost,
+        size=status.size,
+    )

@@ -1,0 +1,159 @@
+"""Finding out how far runs and sessions are: a few requests each, and never one for each task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from burst_dask.journal.view import RunView, Totals, in_parallel
+from burst_dask.link import Link, Spent, WorkersSeen, notes
+from burst_dask.protocol import keys
+from burst_dask.protocol.keys import RunId, WorkerId
+from burst_dask.protocol.records import Beat, Ended, decode
+from burst_dask.report import RunStatus, SessionStatus
+from burst_dask.store import cost_of, requests_of
+
+#: Seconds of a worker's time that each task costs besides its own, for what the rest of a run will take
+#: (benchmarks/overhead.py: 100,000 no-op tasks take two workers 8 s).
+OVERHEAD = 160e-6
+
+
+class Workers(NamedTuple):
+    """Who works for a session, and what all its workers ever had have spent."""
+
+    seen: WorkersSeen
+    #: of those that are alive
+    threads: int
+    #: store requests by verb
+    requests: dict[str, int]
+    #: USD
+    cost: float
+
+
+async def survey_workers(link: Link, own: bool = True) -> Workers:
+    """Look at all workers: a listing, and a read or two for each whose life's end was not seen before.
+
+    Parameters
+    ----------
+    own
+        Whether the requests of this client count.
+    """
+    seen = await link.seen()
+    alive = set(seen.alive)
+    new = [worker for worker in {*seen.beats, *seen.ended} if worker not in link.spent]
+    found = dict(zip(new, await in_parallel(lambda worker: _spent(link, seen, worker), new), strict=True))
+    link.spent.update({worker: spent for worker, spent in found.items() if worker not in alive})
+    everybody = link.spent | found
+    requests: Counter[str] = Counter(requests_of(link.store) if own else {})
+    for spent in everybody.values():
+        requests.update(spent.requests)
+    seconds = sum(spent.seconds for spent in everybody.values())
+    return Workers(
+        seen=seen,
+        threads=sum(everybody[worker].threads for worker in alive),
+        requests=dict(requests),
+        cost=cost_of(dict(requests)) + seconds / 3600 * link.settings.worker_price,
+    )
+
+
+async def _spent(link: Link, seen: WorkersSeen, worker: WorkerId) -> Spent:
+    """Return what one worker has spent: by its last words, or by its last heartbeat."""
+    key = keys.beat(link.session, worker)
+    data = await link.store.get(key)
+    if data is None:  # it refused the session
+        return Spent({}, 0.0, 0)
+    beat = decode(Beat, key, data)
+    requests, until = beat.requests, seen.beats.get(worker, beat.started)
+    if worker in seen.ended:
+        key = keys.ended(link.session, worker)
+        data = await link.store.get(key)
+        if data is not None:
+            ended = decode(Ended, key, data)
+            requests, until = ended.requests or requests, ended.wrote
+    return Spent(requests, max(0.0, until - beat.started), beat.threads)
+
+
+async def run_status(link: Link, view: RunView, workers: Workers, condition: str | None = None) -> RunStatus:
+    """Return how far the run of `view` is.
+
+    Parameters
+    ----------
+    condition
+        Of the session, as of `Link.condition`; None finds it out.
+    """
+    await view.survey()
+    totals = view.totals()
+    condition = condition or await link.condition()
+    is_cancelled = view.run in link.state.cancelled
+    running = totals.reserved if totals.pending and condition == "open" and workers.seen.status.alive else 0
+    state = _state(totals, is_cancelled, condition)
+    ended = link.clock.wall()
+    if state not in ("pending", "running") and not running:
+        ended = await view.last_change() or view.plan.created
+    return RunStatus(
+        id=view.run,
+        state=state,
+        total=totals.total,
+        completed=totals.done,
+        failed=totals.failed,
+        running=running,
+        cancelled=totals.pending - running if is_cancelled else 0,
+        elapsed=max(0.0, ended - view.plan.created),
+        workers=workers.seen.status,
+        remaining=_remaining(view, totals, workers) if state in ("pending", "running") else None,
+        cost=workers.cost,
+        size=view.plan.size + _stored(view),
+    )
+
+
+def _state(totals: Totals, is_cancelled: bool, condition: str) -> str:
+    if not totals.pending:
+        return "failed" if totals.failed else "done"
+    if is_cancelled:
+        return "cancelled"
+    if condition != "open":
+        return "stopped"
+    return "running" if totals.done or totals.failed or totals.reserved else "pending"
+
+
+def _remaining(view: RunView, totals: Totals, workers: Workers) -> float | None:
+    """Return the seconds that the rest takes if it is like what was, None when nothing was or nobody works."""
+    ran = sum(shard.index.outcomes.ran for shard in view.shards.values())
+    if not ran or not workers.threads:
+        return None
+    return totals.pending * (totals.seconds / ran + OVERHEAD) / workers.threads
+
+
+def _stored(view: RunView) -> int:
+    """Return the bytes of stored results and errors, which the newest entries tell."""
+    places = (place for shard in view.shards.values() for place in shard.index.outcomes.stored.values())
+    return sum(place.end - place.start for place in places)
+
+
+async def session_status(link: Link, own: bool = True) -> SessionStatus:
+    """Return the state of a session and of all its runs; `own` as of `survey_workers`."""
+    await link.follow()
+    workers = await survey_workers(link, own)
+    condition = await link.condition()
+
+    async def one(run: RunId) -> RunStatus | None:
+        view = await link.view(run)
+        return None if view is None else await run_status(link, view, workers, condition)
+
+    runs = await in_parallel(one, link.state.runs)
+    deadline = await link.deadline()
+    return SessionStatus(
+        id=link.session,
+        name=link.manifest.name,
+        store=link.store.url,
+        host=link.manifest.host,
+        state=condition,
+        created=link.manifest.created,
+        time_left=None if deadline is None else max(0.0, deadline - link.wall()),
+        workers=workers.seen.status,
+        runs=tuple(run for run in runs if run is not None),
+        settings=link.manifest.settings,
+        cost=workers.cost,
+        requests=workers.requests,
+        notes=await notes(link, workers.seen),
+    )

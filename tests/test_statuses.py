@@ -1,0 +1,120 @@
+"""What is told of runs and sessions, and what telling it costs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import dask
+import pytest
+
+from burst_dask import Session, statuses, sync
+from burst_dask.clock import Entropy
+from burst_dask.fleet.inprocess import InProcessFleet
+from burst_dask.journal.view import RunView, Totals
+from burst_dask.protocol import keys
+from burst_dask.protocol.keys import WorkerId
+from burst_dask.protocol.records import Beat, Cancel, Close, Ended, encode
+from burst_dask.report import WorkersStatus
+from burst_dask.statuses import OVERHEAD, Workers, survey_workers
+from burst_dask.store import cost_of
+from burst_dask.submission import Asked
+
+
+@pytest.fixture
+def alone() -> Session:
+    """A session without workers."""
+    return Session(f"memory://{Entropy().token()}", fleet=None, progress=False, worker_price=3.6)
+
+
+def beat(session: Session, name: str, *, started: float, requests: dict[str, int], threads: int = 1) -> None:
+    record = Beat(worker=WorkerId(name), host="h", pid=1, threads=threads, started=started, requests=requests)
+    sync.run(session._link.store.put(keys.beat(session._link.session, record.worker), encode(record)))
+
+
+def end(session: Session, name: str, *, wrote: float, requests: dict[str, int]) -> None:
+    record = Ended(worker=WorkerId(name), reason="idle", wrote=wrote, requests=requests)
+    sync.run(session._link.store.put(keys.ended(session._link.session, record.worker), encode(record)))
+
+
+def surveyed(session: Session) -> Workers:
+    return sync.run(survey_workers(session._link, own=False))
+
+
+def test_the_cost_of_workers(alone: Session) -> None:
+    now = alone._link.clock.wall()
+    beat(alone, "gone", started=now - 1000, requests={"put": 5})
+    end(alone, "gone", wrote=now - 400, requests={"put": 100, "get": 1000})
+    beat(alone, "killed", started=now - 200, requests={"put": 10})
+    end(alone, "killed", wrote=now - 100, requests={})  # by its supervisor, which knows nothing of requests
+    beat(alone, "works", started=now - 50, requests={"list": 2}, threads=4)
+    seen = surveyed(alone)
+    assert (seen.seen.status.alive, seen.threads) == (1, 4)
+    assert seen.requests == {"put": 110, "get": 1000, "list": 2}
+    seconds = 600 + 100 + 50
+    assert seen.cost == pytest.approx(cost_of(seen.requests) + seconds / 3600 * 3.6, rel=0.01)
+
+
+def test_what_ended_workers_have_spent_is_read_once(alone: Session) -> None:
+    now = alone._link.clock.wall()
+    for number in range(50):
+        beat(alone, f"w{number}", started=now - 10, requests={"put": 1})
+        end(alone, f"w{number}", wrote=now, requests={"put": 2})
+    beat(alone, "works", started=now, requests={"put": 1})
+    assert surveyed(alone).requests == {"put": 101}
+    before = alone.requests
+    assert surveyed(alone).requests == {"put": 101}
+    assert sum(alone.requests.values()) - sum(before.values()) == 2  # the listing, and the one that lives
+
+
+def test_a_worker_that_refused_has_no_heartbeat(alone: Session) -> None:
+    end(alone, "other", wrote=5.0, requests={})
+    assert surveyed(alone).cost == 0
+
+
+def test_what_this_client_has_sent_counts(alone: Session) -> None:
+    alone.compute(dask.delayed(1))
+    status = alone.status()
+    assert status.requests["put"] >= 2 and status.cost > 0
+
+
+def test_of_10_000_tasks_and_100_runs_each_takes_few_requests(alone: Session) -> None:
+    for _ in range(100):
+        alone._submit({("x", n): (abs, n) for n in range(100)}, [("x", 0)], Asked())
+    before = alone.requests
+    status = alone.status()
+    assert {name: count for name, count in status.totals.items() if count} == {"total": 100, "pending": 100}
+    assert sum(alone.requests.values()) - sum(before.values()) < 100 * 4 + 10
+    assert "100, the last 20 of them:" in str(status)
+    assert len(status.to_frame()) == 100
+
+
+def test_states_of_a_run(alone: Session) -> None:
+    run = alone._submit({"x": (abs, 1), "y": (abs, 2)}, ["x", "y"], Asked())
+    assert run.status().state == "pending"
+    sync.run(alone._link.append(Cancel(run.id)))
+    status = run.status()
+    assert (status.state, status.cancelled, status.pending, status.left) == ("cancelled", 2, 0, 0)
+    other = alone._submit({"x": (abs, 1)}, ["x"], Asked())
+    fleet = InProcessFleet(alone._link.session, alone._link.store)
+    fleet.ensure(1)
+    other.wait(timeout=30)
+    fleet.stop()
+    assert other.status().state == "done"
+    left = alone._submit({"x": (abs, 1)}, ["x"], Asked())
+    sync.run(alone._link.append(Close()))
+    assert left.status().state == "stopped"
+    assert other.status().state == "done"
+
+
+def test_the_rest_takes_as_long_as_what_was() -> None:
+    workers = Workers(WorkersStatus(2, 1.0), 4, {}, 0.0)
+    nobody = Workers(WorkersStatus(0, None), 0, {}, 0.0)
+    totals = Totals(total=100, done=20, failed=0, reserved=4, seconds=40.0)
+
+    shard = SimpleNamespace(index=SimpleNamespace(outcomes=SimpleNamespace(ran=20)))
+    view = cast(RunView, SimpleNamespace(shards={"00000": shard}))
+    assert statuses._remaining(view, totals, workers) == pytest.approx(80 * (2.0 + OVERHEAD) / 4)
+    assert statuses._remaining(view, totals, nobody) is None
+    untouched = cast(RunView, SimpleNamespace(shards={}))
+    assert statuses._remaining(untouched, totals, workers) is None
