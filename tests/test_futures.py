@@ -49,6 +49,13 @@ def alone(tmp_path):
     session.cleanup(force=True)
 
 
+@pytest.fixture
+def unhurried(monkeypatch):
+    """Groups are written when they are asked for, and not because time passes."""
+    monkeypatch.setattr("burst_dask.grouping.QUIET", 3600.0)
+    monkeypatch.setattr("burst_dask.grouping.MOST_WAIT", 3600.0)
+
+
 class Gate:
     """A task waits here until the test opens it; a file, so that it pickles."""
 
@@ -100,7 +107,7 @@ def test_keyword_arguments_and_functions_defined_here(burst):
     assert burst.submit(lambda: "no arguments").result(60) == "no arguments"
 
 
-def test_futures_as_arguments_make_a_graph(burst):
+def test_futures_as_arguments_make_a_graph(burst, unhurried):
     one, two = burst.submit(int, 1), burst.submit(int, 2)
     nested = burst.submit(lambda *args, **kwargs: (args, kwargs), one, [two, {"k": one}], (two, 5), named={"x": [one]})
     assert nested.result(60) == ((1, [2, {"k": 1}], (2, 5)), {"named": {"x": [1]}})
@@ -108,7 +115,7 @@ def test_futures_as_arguments_make_a_graph(burst):
     assert plan.tasks == 3 and not plan.externals
 
 
-def test_a_future_of_an_earlier_group_is_read_from_its_run(burst):
+def test_a_future_of_an_earlier_group_is_read_from_its_run(burst, unhurried):
     one = burst.submit(int, 1)
     burst.flush()
     total = burst.submit(operator.add, one, burst.submit(int, 2))
@@ -120,7 +127,7 @@ def test_a_future_of_an_earlier_group_is_read_from_its_run(burst):
     assert set(plans(burst)[2].externals) == {(one.view.run, one.number), (total.view.run, total.number)}
 
 
-def test_a_chain_over_many_runs(burst):
+def test_a_chain_over_many_runs(burst, unhurried):
     future = burst.submit(int, 0)
     for _ in range(12):
         burst.flush()
@@ -183,7 +190,7 @@ def test_bad_calls(burst, alone):
         alone.submit(abs, 1)
 
 
-def test_what_is_asked_for_is_stored_with_the_tasks(alone):
+def test_what_is_asked_for_is_stored_with_the_tasks(alone, unhurried):
     from burst_dask.journal import packs
 
     alone.submit(abs, 1, retries=2, priority=3, timeout=1.5, resources={"GPU": 1})
@@ -198,7 +205,7 @@ def test_what_is_asked_for_is_stored_with_the_tasks(alone):
     assert plan.priority == 3
 
 
-def test_lists_may_be_changed_after_the_call(burst):
+def test_lists_may_be_changed_after_the_call(burst, unhurried):
     items, table = [1, [2]], {"a": [3]}
     future = burst.submit(lambda *args: args, items, table)
     items[1].append(9)
@@ -221,7 +228,7 @@ def test_a_group_is_written_after_a_moment_without_a_call():
     assert group.due_in(0.0) == 0.0
 
 
-def test_a_loop_of_calls_is_one_run(alone):
+def test_a_loop_of_calls_is_one_run(alone, unhurried):
     futures = [alone.submit(abs, n) for n in range(500)]
     alone.flush()
     (plan,) = plans(alone)
@@ -229,7 +236,7 @@ def test_a_loop_of_calls_is_one_run(alone):
     assert {future.view.run for future in futures} == {plan.run}
 
 
-def test_a_group_has_a_bound(alone, monkeypatch):
+def test_a_group_has_a_bound(alone, unhurried, monkeypatch):
     monkeypatch.setattr("burst_dask.grouping.MOST_CALLS", 10)
     futures = [alone.submit(abs, n) for n in range(25)]
     alone.flush()
@@ -244,7 +251,7 @@ def test_nothing_is_written_without_a_call(alone):
     assert alone.requests == before
 
 
-def test_what_makes_calls_durable(alone):
+def test_what_makes_calls_durable(alone, unhurried):
     def count():
         return sum(plan.tasks for plan in plans(alone))
 
@@ -299,7 +306,7 @@ def test_a_crash_loses_only_what_was_not_written(tmp_path):
     assert sum(plan.tasks for plan in plans(session)) == 100
 
 
-def test_a_call_that_cannot_be_pickled_fails_alone(burst):
+def test_a_call_that_cannot_be_pickled_fails_alone(burst, unhurried):
     good = burst.submit(abs, -1)
     bad = burst.submit(type, threading.Lock())
     after = burst.submit(str, bad)
@@ -437,7 +444,7 @@ def test_a_look_at_all_that_is_pending_takes_few_requests(alone):
 # ---------------------------------------------------------------------------- failing
 
 
-def test_an_exception_of_a_task(burst):
+def test_an_exception_of_a_task(burst, unhurried):
     def fail(n):
         raise LookupError(f"no {n}") from KeyError(n)
 
@@ -482,7 +489,7 @@ def test_retries(burst, tmp_path):
 # ---------------------------------------------------------------------------- cancelling
 
 
-def test_a_call_that_was_not_written_is_never_made(alone):
+def test_a_call_that_was_not_written_is_never_made(alone, unhurried):
     future, other = alone.submit(abs, 1), alone.submit(abs, 2)
     after = alone.submit(abs, future)
     assert future.cancel() and future.cancelled() and after.cancelled() and not other.cancelled()
@@ -498,7 +505,7 @@ def test_a_call_that_was_not_written_is_never_made(alone):
     assert cf.wait([future, after], timeout=10).done == {future, after}
 
 
-def test_a_run_is_cancelled_with_its_last_future(alone):
+def test_a_run_is_cancelled_with_its_last_future(alone, unhurried):
     one, two = alone.submit(abs, 1), alone.submit(abs, 2)
     alone.flush()
     one.cancel()
@@ -524,7 +531,7 @@ def test_a_run_that_somebody_else_cancels(alone, monkeypatch):
     assert future.cancelled() and after.cancelled()
 
 
-def test_cleanup_cancels_what_is_pending(tmp_path):
+def test_cleanup_cancels_what_is_pending(tmp_path, unhurried):
     session = Session(f"memory://{tmp_path.name}", fleet=None, **QUICK)
     written = session.submit(abs, 1)
     session.flush()
