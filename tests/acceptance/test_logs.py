@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
 
 import dask
@@ -68,6 +69,21 @@ def test_logs_survive_the_workers_and_the_client(burst):
     for worker in workers:
         mine = [log for log in burst.logs(worker=worker) if log.run == run.id]
         assert mine and all(log.workers == (worker,) for log in mine)
+
+
+def test_at_the_command_line_while_the_run_goes_on(tmp_path, marks, external):
+    burst = Session(tmp_path / "store", workers=1, progress=False, **QUICK)
+    try:
+        run = burst.compute([dask.delayed(report)(marks, "first"), dask.delayed(report)(marks, "last", gate="gate")])
+        command = [sys.executable, "-m", "burst_dask.cli", "logs", run.id, "--follow", "--store", burst.store]
+        shown = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        external.append(shown)
+        assert shown.stdout.readline().endswith("| this is first\n")
+        marks.open("gate")  # only now can the last one end, and with it the run
+        assert shown.stdout.readline().endswith("| this is last\n")
+        assert shown.wait(timeout=60) == 0
+    finally:
+        burst.cleanup(force=True)
 
 
 def report(marks, word, gate=None):
