@@ -72,7 +72,8 @@ def test_logs_survive_the_workers_and_the_client(burst):
 
 
 def test_at_the_command_line_while_the_run_goes_on(tmp_path, marks, external):
-    burst = Session(tmp_path / "store", workers=1, progress=False, **QUICK)
+    # Two threads: with one, the task that waits for the gate might be the first to run.
+    burst = Session(tmp_path / "store", workers=1, threads=2, progress=False, **QUICK)
     try:
         run = burst.compute([dask.delayed(report)(marks, "first"), dask.delayed(report)(marks, "last", gate="gate")])
         command = [sys.executable, "-m", "burst_dask.cli", "logs", run.id, "--follow", "--store", burst.store]
