@@ -9,6 +9,7 @@ from typing import Any
 from burst_dask.clock import Entropy
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.store.base import Store
+from burst_dask.worker.ends import Ends
 
 
 class InProcessFleet:
@@ -46,7 +47,7 @@ class InProcessFleet:
 
     def alive(self) -> int:
         self._workers = [worker for worker in self._workers if worker.is_alive()]
-        return len(self._workers)
+        return sum(worker.counts for worker in self._workers)
 
     def stop(self, grace: float = 5.0) -> None:
         for worker in self._workers:
@@ -71,16 +72,22 @@ class _Thread(threading.Thread):
         self._threads = threads
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
+        #: whether it works, or will
+        self.counts = True
 
     def run(self) -> None:
         from burst_dask.worker.agent import REPLACED  # noqa: PLC0415 - imports Dask
         from burst_dask.worker.process import run_agent  # noqa: PLC0415
 
-        store, session, worker = self._store, self._session, WorkerId(self._entropy.token())
+        ends = Ends(self._store, self._session)
+        options: dict[str, Any] = {"threads": self._threads, "memory_limit": None, "stop": self._stopping}
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            options: dict[str, Any] = {"threads": self._threads, "memory_limit": None, "stop": self._stopping}
-            while runner.run(run_agent(store, session, worker, **options)) in REPLACED:
-                worker = WorkerId(self._entropy.token())  # its threads are lost to this process
+            while self.counts:
+                worker = WorkerId(self._entropy.token())
+                if runner.run(run_agent(self._store, self._session, worker, **options)) in REPLACED:
+                    continue  # its threads are lost to this process
+                self.counts = False  # before the look, as the supervisor of processes does
+                self.counts = runner.run(ends.missed_news(worker))
 
     def stop(self) -> None:
         """Ask the agent to hand over and end; from any thread, also when it has ended."""

@@ -123,6 +123,7 @@ class Agent:
             message=message,
             wrote=context.clock.wall(),
             requests=requests_of(context.store),
+            next=self.session.next,
         )
         try:
             await context.store.create(keys.ended(context.session, context.worker), encode(record))

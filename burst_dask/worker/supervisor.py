@@ -8,11 +8,12 @@
 
 An agent that dies takes its worker id with it: the supervisor writes the `Ended` record that
 lets others take over its shards at once, and starts another agent under a new id. An agent
-that exits with 0 has ended in an orderly way (idle, closed, stopped) and is not replaced; one
-that asks for it by exiting with 4, is: it has handed over, and has threads that cannot be ended.
+that exits with 0 has ended in an orderly way (idle, closed, stopped) and is not replaced, unless
+somebody has asked for workers while it ended; one that asks for it by exiting with 4, is: it has
+handed over, and has threads that cannot be ended.
 
 The supervisor must outlive its agents, so it does little: it imports no Dask, opens the store
-only to report a death, and survives a store that cannot be written. Should it be killed all
+only when an agent has ended, and survives a store that cannot be written. Should it be killed all
 the same, its agents notice that the pipe they share with it (the *lifeline*) is closed, and
 stop as if they had received SIGTERM.
 """
@@ -28,17 +29,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from burst_dask.clock import Clock, Entropy, SystemClock
 from burst_dask.errors import BurstError
-from burst_dask.protocol import keys, records
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Ended
 from burst_dask.worker.memory_watch import TERMINATE_AT, format_bytes, resident
+
+if TYPE_CHECKING:
+    from burst_dask.worker.ends import Ends
 
 log = logging.getLogger("burst_dask.supervisor")
 
@@ -219,8 +223,8 @@ class Supervisor:
     ----------
     options
         What to keep alive, and how.
-    report
-        Writes an `Ended` record; by default to the store of `options`.
+    ends
+        Where ends of workers are recorded; by default the store of `options`.
     changed
         Called whenever `children` or `slots` have changed.
     """
@@ -231,7 +235,7 @@ class Supervisor:
         *,
         clock: Clock | None = None,
         entropy: Entropy | None = None,
-        report: Callable[[Ended], Awaitable[None]] | None = None,
+        ends: Ends | None = None,
         changed: Callable[[Supervisor], None] = lambda supervisor: None,
     ) -> None:
         self.options = options
@@ -241,7 +245,7 @@ class Supervisor:
         self.slots = options.processes
         self._clock = clock or SystemClock()
         self._entropy = entropy or Entropy()
-        self._report = report or self._write_ended
+        self._ends = ends
         self._changed = changed
         self._stop_by: float | None = None
         self._reports: set[asyncio.Task[None]] = set()
@@ -279,34 +283,56 @@ class Supervisor:
 
     async def _keep(self) -> int:
         """Keep one agent alive; return the exit code that its end stands for."""
-        deaths = 0
-        try:
-            while self._stop_by is None:
-                started = self._clock.monotonic()
-                code = await self._run_one()
-                if code in _FINAL:
-                    return code
-                if code == REPLACE:  # no crash: it has worked until then
-                    deaths = 0
-                    continue
-                deaths = deaths + 1 if self._clock.monotonic() - started < self.options.quick else 1
-                delay = restart_delay(deaths, self.options.give_up_after)
-                if delay is None:
-                    log.error("giving up: %d workers in a row died within %g s", deaths, self.options.quick)
-                    return FAILED
-                await self._pause(delay)
-            return ORDERLY
-        finally:
-            self.slots -= 1
-            self._changed(self)
+        while True:
+            code, worker = await self._until_final()
+            # Counted out first: whoever asks for workers from here on does not count on this one.
+            self._change_slots(-1)
+            if code != ORDERLY or worker is None or not await self._missed_news(worker):
+                return code
+            self._change_slots(1)
 
-    async def _run_one(self) -> int:
-        """Run one agent; return its exit code."""
+    async def _until_final(self) -> tuple[int, WorkerId | None]:
+        """Run agents, one after another, until one ends for good; return its exit code and which that was."""
+        deaths = 0
+        while self._stop_by is None:
+            started = self._clock.monotonic()
+            code, worker = await self._run_one()
+            if code in _FINAL:
+                return code, worker
+            if code == REPLACE:  # no crash: it has worked until then
+                deaths = 0
+                continue
+            deaths = deaths + 1 if self._clock.monotonic() - started < self.options.quick else 1
+            delay = restart_delay(deaths, self.options.give_up_after)
+            if delay is None:
+                log.error("giving up: %d workers in a row died within %g s", deaths, self.options.quick)
+                return FAILED, None
+            await self._pause(delay)
+        return ORDERLY, None
+
+    def _change_slots(self, by: int) -> None:
+        self.slots += by
+        self._changed(self)
+
+    async def _missed_news(self, worker: WorkerId) -> bool:
+        """Tell whether a worker that has ended is missed: whoever saw it running may have counted on it."""
+        try:
+            missed = self._stop_by is None and await self._records().missed_news(worker)
+        except (BurstError, OSError) as error:  # without the store, another worker could not work either
+            log.warning("whether anybody has asked for workers meanwhile could not be read: %s", error)
+            return False
+        if missed and self._stop_by is None:
+            log.info("somebody has asked for workers while %s ended: another one is started", worker)
+            return True
+        return False
+
+    async def _run_one(self) -> tuple[int, WorkerId | None]:
+        """Run one agent; return its exit code and which it was."""
         try:
             child = self._start()
         except OSError as error:  # no memory, no processes, no disk: it may pass
             log.warning("a worker could not be started: %s", error)
-            return FAILED
+            return FAILED, None
         code = await self._watch(child)
         if code in _FINAL:
             log.info("worker %s %s", child.worker, _FINAL[code])
@@ -314,7 +340,7 @@ class Supervisor:
             log.info("worker %s is replaced: its threads run tasks that were given up", child.worker)
         else:
             self._tell(child, code)
-        return code
+        return code, child.worker
 
     def _start(self) -> Child:
         worker = WorkerId(self._entropy.token())
@@ -368,21 +394,21 @@ class Supervisor:
         log.warning("worker %s died: %s", child.worker, message)
         reason = "stopped" if stopped else "died"
         ended = Ended(worker=child.worker, reason=reason, message=message, wrote=self._clock.wall())
-        task = asyncio.ensure_future(self._report(ended))
+        task = asyncio.ensure_future(self._records().tell(ended))
         self._reports.add(task)
         task.add_done_callback(self._reported)
+
+    def _records(self) -> Ends:
+        from burst_dask.worker.ends import Ends  # noqa: PLC0415 - only an end needs the store
+
+        self._ends = self._ends or Ends(self.options.store, self.options.session)
+        return self._ends
 
     def _reported(self, task: asyncio.Task[None]) -> None:
         self._reports.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Not fatal: without the record, others take over when the lease has run out.
             log.warning("the end of a worker could not be recorded: %s", error)
-
-    async def _write_ended(self, ended: Ended) -> None:
-        from burst_dask.store import open_store  # noqa: PLC0415 - only a death needs the store
-
-        store = open_store(self.options.store)
-        await store.create(keys.ended(self.options.session, ended.worker), records.encode(ended))
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until the supervisor is told to stop."""

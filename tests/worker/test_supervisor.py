@@ -12,7 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from burst_dask.protocol.keys import SessionId
+from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Ended
 from burst_dask.worker.supervisor import FAILED, ORDERLY, REFUSED, Options, Supervisor, describe_exit
 
@@ -31,14 +31,22 @@ class Case:
         self.directory = directory
         self.ended: list[Ended] = []
         self.failing = False
+        #: how many of those that end in order are missed
+        self.missed = 0
 
     def supervisor(self, **changes) -> Supervisor:
-        return Supervisor(options(spill_directory=str(self.directory), **changes), report=self.report)
+        return Supervisor(options(spill_directory=str(self.directory), **changes), ends=self)
 
-    async def report(self, ended: Ended) -> None:
+    async def tell(self, ended: Ended) -> None:
         if self.failing:
             raise OSError("the store is down")
         self.ended.append(ended)
+
+    async def missed_news(self, worker: WorkerId) -> bool:
+        if self.failing:
+            raise OSError("the store is down")
+        self.missed -= 1
+        return self.missed >= 0
 
     def up(self) -> dict[str, int]:
         return {path.stem: int(path.read_text()) for path in self.directory.glob("*.up")}
@@ -139,6 +147,23 @@ def test_agent_that_ended_by_itself_is_not_restarted(case, monkeypatch, what, co
     assert case.ended == [] and len(list(case.directory.glob("turn-*"))) == 2
 
 
+def test_an_agent_that_is_missed_when_it_has_ended_is_followed_by_another(case, monkeypatch):
+    monkeypatch.setenv("STAND_IN", "end")
+    case.missed = 2
+    slots = []
+    supervisor = case.supervisor()
+    supervisor._changed = lambda it: slots.append(it.slots)
+    assert asyncio.run(supervisor.run()) == ORDERLY
+    assert len(list(case.directory.glob("turn-*"))) == 3
+    assert slots == [1, 0, 1] * 2 + [1, 0]  # counted out before the look
+
+
+def test_whether_an_agent_is_missed_is_not_asked_for_ever(case, monkeypatch):
+    monkeypatch.setenv("STAND_IN", "end")
+    case.failing = True
+    assert asyncio.run(case.supervisor().run()) == ORDERLY
+
+
 def test_agent_that_does_not_stop_is_killed_after_the_grace(case, monkeypatch):
     monkeypatch.setenv("STAND_IN", "stubborn")
 
@@ -178,7 +203,7 @@ def test_agent_that_cannot_be_started_is_tried_again(case, monkeypatch):
     """A file is where the spill directory goes, as if there were no room for it."""
     obstacle = case.directory / "obstacle"
     obstacle.touch()
-    supervisor = Supervisor(options(spill_directory=str(obstacle), give_up_after=2), report=case.report)
+    supervisor = Supervisor(options(spill_directory=str(obstacle), give_up_after=2), ends=case)
     assert asyncio.run(supervisor.run()) == FAILED
     assert case.ended == []
 
