@@ -22,8 +22,9 @@ from burst_dask.protocol.keys import RunId, WorkerId
 from burst_dask.protocol.shard import Phase, Shard
 from burst_dask.report import duration
 from burst_dask.store import Store, open_store
-from burst_dask.testing.facts import Facts, SessionFacts, Violation, gather, gather_session
-from burst_dask.testing.invariants import CHECKS, garbage, violations_of
+from burst_dask.testing.facts import Facts, SessionFacts, garbage, gather, gather_session
+from burst_dask.testing.invariants import CHECKS, violations_of
+from burst_dask.testing.reading import Violation
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,8 @@ class Bucket:
         self.watchers: list[Callable[[str, bytes], None]] = []
         #: second -> kind of request -> how many arrived in it
         self.arrived: dict[int, Counter[str]] = {}
+        #: what became of requests
+        self.fates: Counter[Fate] = Counter()
         #: requests answered 503
         self.throttled = 0
         self._names: list[str] = []
@@ -289,6 +291,7 @@ class Connection:
         if network.admit is not None and not network.admit(key):
             return await answer  # which never comes
         fate = network.fate(verb, entropy)
+        self.bucket.fates[fate] += 1
         if fate is Fate.NEVER:
             self._later(entropy.uniform(0.1, GIVE_UP), _fail, answer, f"{verb}: it did not arrive")
         elif fate is Fate.CONFLICT:

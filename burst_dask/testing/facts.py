@@ -2,64 +2,38 @@
 
 A run may go on while it is read. So that nothing looks wrong that is only new, its logs are listed twice:
 what a task has (its outcome) is taken from the first listing, what it must have had before (the outcomes of
-its dependencies) from the second one, which is newer. Results are read one object after another and only
-checked, because all of them together may be larger than this machine's memory.
+its dependencies) from the second one, which is newer. Results are only checked, a few objects at a time, and not
+kept, because all of them together may be larger than this machine's memory.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import NamedTuple, TypeVar
+from functools import cached_property
 
 from burst_dask.config import Settings
-from burst_dask.errors import ConfigError, CorruptObject, IllegalTransition
+from burst_dask.errors import ConfigError, IllegalTransition
 from burst_dask.journal import across
 from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
-from burst_dask.protocol.frames import unseal
 from burst_dask.protocol.keys import RunId, SessionId, ShardId
 from burst_dask.protocol.records import (
     Entry,
     Manifest,
     Outcomes,
-    Place,
     Plan,
-    Record,
     SessionEntry,
     ShardIndex,
     ShardRecord,
-    decode,
-    decode_with_end,
 )
 from burst_dask.protocol.session import SessionState
-from burst_dask.protocol.shard import describe, object_key_name
-from burst_dask.store.base import Meta, Span, Store
+from burst_dask.protocol.shard import describe
+from burst_dask.store.base import Store
 from burst_dask.submission import numbers
-
-#: Objects with results or constants read at once: each may be many megabytes.
-LARGE_PARALLEL = 4
-
-R = TypeVar("R", bound=Record)
-
-
-class Violation(NamedTuple):
-    """Something that must not be."""
-
-    #: as in PROTOCOL.md: a number, ``"objects"``, ``"reservation"``, ``"splitting"`` or ``"session log"``; or
-    #: ``"complete"``, when a task lacks an outcome where all should have one
-    rule: str
-    #: one sentence that names the object or the task
-    what: str
-    #: the log of the shard in plain words
-    story: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return "\n    ".join((f"rule {self.rule}: {self.what}", *self.story))
-
+from burst_dask.testing.reading import Reading, Violation, decoded, listed, slot
 
 # ---------------------------------------------------------------------------- a session
 
@@ -82,17 +56,17 @@ async def gather_session(store: Store, session: SessionId) -> SessionFacts:
     """Read the manifest and the log of a session."""
     found: list[Violation] = []
     key = keys.manifest(session)
-    manifest = _decoded(Manifest, key, await store.get(key), found)
+    manifest = decoded(Manifest, key, await store.get(key), found)
     settings = Settings()
     try:
         if manifest is not None:
             settings = Settings.of(**manifest.settings)
     except ConfigError as error:
         found.append(Violation("objects", f"{key}: {error}"))
-    names = [meta.key async for page in store.list(keys.session_log(session)) for meta in page]
+    names = [meta.key for meta in await listed(store, keys.session_log(session))]
     bodies = await in_parallel(store.get, names)
-    decoded = [_decoded(SessionEntry, name, body, found) for name, body in zip(names, bodies, strict=True)]
-    state = _fold_session([entry for entry in decoded if entry is not None], found)
+    entries = [decoded(SessionEntry, name, body, found) for name, body in zip(names, bodies, strict=True)]
+    state = _fold_session([entry for entry in entries if entry is not None], found)
     return SessionFacts(session, manifest, settings, state, len(names), tuple(found))
 
 
@@ -134,6 +108,8 @@ class Facts:
     settled: Mapping[ShardId, int] = field(default_factory=dict)
     #: shard and position -> why the stored outcome cannot be read
     lost: Mapping[tuple[ShardId, int], str] = field(default_factory=dict)
+    #: shard and name of an object with what tasks have printed -> why it cannot be read
+    lost_logs: Mapping[tuple[ShardId, str], str] = field(default_factory=dict)
     #: global number of an external -> whether it is done; None without an outcome; unknown ones are missing
     externals: Mapping[int, bool | None] = field(default_factory=dict)
     #: what was found while reading
@@ -309,7 +285,7 @@ def own_failures(outcomes: Outcomes) -> Bitmap:
     return Bitmap(bits)
 
 
-# ---------------------------------------------------------------------------- reading
+# ---------------------------------------------------------------------------- gathering
 
 
 async def gather(store: Store, run: RunId, session: SessionFacts | None = None) -> Facts:
@@ -322,15 +298,15 @@ async def gather(store: Store, run: RunId, session: SessionFacts | None = None) 
     """
     session = session or await gather_session(store, keys.session_of(run))
     settled: dict[ShardId, int] = {}
-    for meta in await _listed(store, keys.run_logs(run)):
+    for meta in await listed(store, keys.run_logs(run)):
         if (place := slot(run, meta.key)) is not None:
             settled[place[0]] = max(settled.get(place[0], -1), place[1])
     # In one listing, logs come before segments: so those that an entry names are in it, too.
-    objects = {meta.key: meta.size for meta in await _listed(store, keys.run_prefix(run))}
+    objects = {meta.key: meta.size for meta in await listed(store, keys.run_prefix(run))}
     found: list[Violation] = []
     key = keys.plan(run)
-    plan = _decoded(Plan, key, await store.get(key), found)
-    reading = _Reading(store, run, found)
+    plan = decoded(Plan, key, await store.get(key), found)
+    reading = Reading(store, run, found)
     await in_parallel(reading.entry, (key for key in objects if slot(run, key) is not None))
     facts = Facts(
         run,
@@ -342,161 +318,41 @@ async def gather(store: Store, run: RunId, session: SessionFacts | None = None) 
         settled=settled,
     )
     if plan is not None:
-        await reading.results(facts)
+        indices = {shard: facts.index(shard) for shard in facts.known_shards}
+        await reading.results(indices)
+        await reading.printed(indices)
         if not facts.is_swept:
             await reading.records(plan)
     return replace(
         facts,
         records=dict(sorted(reading.task_records.items())),
         lost=reading.lost,
+        lost_logs=reading.lost_logs,
         externals={} if plan is None else await across.outcomes(store, plan),  # read last: newer than what needs them
         violations=tuple(found),
     )
 
 
-def slot(run: RunId, key: str) -> tuple[ShardId, int] | None:
-    """Return the shard and the number of the entry that `key` names, or None if it names none."""
-    parts = key.removeprefix(keys.run_logs(run)).split("/")
-    if not key.startswith(keys.run_logs(run)) or len(parts) != 2 or not parts[1].isdecimal():
-        return None
-    if not all(part.isdecimal() for part in parts[0].split("-")):
-        return None
-    return keys.shard_of_entry(key), keys.entry_number(key)
+def garbage(facts: Facts) -> list[str]:
+    """Return what lies there and belongs to nothing: that is no violation, and `cleanup` deletes it.
 
-
-async def _listed(store: Store, prefix: str) -> list[Meta]:
-    return [meta async for page in store.list(prefix) for meta in page]
-
-
-def _decoded(kind: type[R], key: str, body: bytes | None, found: list[Violation]) -> R | None:
-    if body is None:
-        return None
-    try:
-        return decode(kind, key, body)
-    except CorruptObject as error:
-        found.append(Violation("objects", str(error)))
-        return None
-
-
-class _Reading:
-    """Reads the parts of one run; what is damaged becomes a violation, not an error."""
-
-    def __init__(self, store: Store, run: RunId, found: list[Violation]) -> None:
-        self._store = store
-        self._run = run
-        self._found = found
-        self.logs: dict[ShardId, dict[int, Entry]] = {}
-        self.unreadable: dict[ShardId, dict[int, str]] = {}
-        self.task_records: dict[int, ShardRecord] = {}
-        self.lost: dict[tuple[ShardId, int], str] = {}
-        #: shard and number of an entry -> what follows it
-        self._blobs: dict[tuple[ShardId, int], memoryview] = {}
-
-    async def entry(self, key: str) -> None:
-        body = await self._store.get(key)
-        if body is None:
-            return  # deleted since the listing: a gap in the log
-        shard, number = keys.shard_of_entry(key), keys.entry_number(key)
-        try:
-            entry, end = decode_with_end(Entry, key, body)
-        except CorruptObject as error:
-            self.unreadable.setdefault(shard, {})[number] = str(error)
-            self._found.append(Violation("objects", str(error)))
-            return
-        self.logs.setdefault(shard, {})[number] = entry
-        self._blobs[shard, number] = memoryview(body)[end:]
-
-    # ------------------------------------------------------------------ results
-
-    async def results(self, facts: Facts) -> None:
-        """Look at every stored outcome that a newest index names."""
-        segments: dict[tuple[ShardId, str], list[tuple[int, Span]]] = {}
-        for shard in facts.known_shards:
-            index = facts.index(shard)
-            for position, location in index.outcomes.stored.items():
-                if not 0 <= location.object < len(index.objects):
-                    self.lost[shard, position] = "the object it lies in has no name"
-                    continue
-                number, name = object_key_name(location, index)
-                span = Span(location.start, location.end)
-                if number is None:
-                    segments.setdefault((shard, name), []).append((position, span))
-                else:
-                    self._inline(shard, position, number, span)
-        await in_parallel(self._segment, segments.items(), LARGE_PARALLEL)
-        self._blobs.clear()
-
-    def _inline(self, shard: ShardId, position: int, number: int, span: Span) -> None:
-        key = keys.entry(keys.shard_log(self._run, shard), number)
-        blobs = self._blobs.get((shard, number))
-        why = f"{key} cannot be read" if blobs is None else _fault(key, blobs[span.start : span.end], span)
-        if why is not None:
-            self.lost[shard, position] = why
-
-    async def _segment(self, item: tuple[tuple[ShardId, str], list[tuple[int, Span]]]) -> None:
-        (shard, name), places = item
-        key = keys.segment(self._run, shard, name)
-        found = await self._faults(key, [span for _, span in places])
-        self.lost.update({(shard, position): why for (position, _), why in zip(places, found, strict=True) if why})
-
-    async def _faults(self, key: str, spans: Sequence[Span]) -> list[str | None]:
-        """Return for each span why there is no blob, or None if there is."""
-        try:
-            blobs = await self._store.get_ranges(key, spans)
-        except CorruptObject as error:
-            if len(spans) == 1:
-                return [str(error)]
-            return [why for span in spans for why in await self._faults(key, [span])]
-        if blobs is None:
-            return [f"{key} is not there"] * len(spans)
-        return [_fault(key, blob, span) for blob, span in zip(blobs, spans, strict=True)]
-
-    # ------------------------------------------------------------------ the graph
-
-    async def records(self, plan: Plan) -> None:
-        """Read the task records that the plan names, and look at the constants that these name."""
-        by_pack: dict[int, list[int]] = {}
-        for number, info in enumerate(plan.shards):
-            by_pack.setdefault(info.place.pack, []).append(number)
-        await in_parallel(partial(self._pack, plan), by_pack.items(), LARGE_PARALLEL)
-        constants: dict[int, dict[Place, int]] = {}
-        for number, record in self.task_records.items():
-            for place in record.buffers:
-                constants.setdefault(place.pack, {})[place] = number
-        await in_parallel(self._constants, constants.items(), LARGE_PARALLEL)
-
-    async def _pack(self, plan: Plan, item: tuple[int, list[int]]) -> None:
-        pack, numbers = item
-        key = keys.pack(self._run, pack)
-        places = [plan.shards[number].place for number in numbers]
-        try:
-            bodies = await self._store.get_ranges(key, [Span(place.start, place.end) for place in places])
-        except CorruptObject as error:
-            self._found.append(Violation("objects", str(error)))
-            return
-        if bodies is None:
-            self._found.append(Violation("7", f"the plan names {key}, which is not there"))
-            return
-        for number, body in zip(numbers, bodies, strict=True):
-            try:
-                self.task_records[number] = decode(ShardRecord, key, body)
-            except CorruptObject as error:
-                self._found.append(Violation("objects", f"the task records of shard {number}: {error}"))
-
-    async def _constants(self, item: tuple[int, Mapping[Place, int]]) -> None:
-        pack, places = item
-        key = keys.pack(self._run, pack)
-        faults = await self._faults(key, [Span(place.start, place.end) for place in places])
-        for number, why in zip(places.values(), faults, strict=True):
-            if why is not None:
-                self._found.append(Violation("objects", f"a constant that tasks of shard {number} need: {why}"))
-
-
-def _fault(key: str, blob: memoryview, span: Span) -> str | None:
-    if len(blob) != span.end - span.start:
-        return f"{key} ends before {span.end} bytes"
-    try:
-        unseal(key, blob)
-    except CorruptObject as error:
-        return str(error)
-    return None
+    A segment, or what tasks have printed, is also among these until the entry that names it is written.
+    """
+    if facts.plan is None:
+        return [f"{len(facts.objects)} objects of run {facts.run}, whose submission ended before its plan was written"]
+    found = []
+    if facts.run not in facts.session.state.runs:
+        found.append(f"run {facts.run}: no entry of the session log names it, so nobody works on it")
+    named = {keys.plan(facts.run), keys.complete(facts.run), keys.names(facts.run)}
+    for info in facts.plan.shards:
+        named.add(keys.pack(facts.run, info.place.pack))
+    for record in facts.records.values():
+        named.update(keys.pack(facts.run, place.pack) for place in record.buffers)
+    for shard in facts.known_shards:
+        index = facts.index(shard)
+        named.update(keys.segment(facts.run, shard, name) for name in index.objects if not name.startswith("@"))
+        named.update(keys.task_logs(facts.run, shard, name) for name in index.outcomes.logs)
+    for key, size in facts.objects.items():
+        if key not in named and slot(facts.run, key) is None:
+            found.append(f"{key} ({size} bytes): nothing names it")
+    return found

@@ -18,9 +18,10 @@ from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import Backup, Commit, Release, ShardIndex, Split
 from burst_dask.protocol.shard import Shard, describe
 from burst_dask.store.base import Store
-from burst_dask.testing.facts import Facts, Violation, gather, own_failures, slot
+from burst_dask.testing.facts import Facts, gather, own_failures
+from burst_dask.testing.reading import Violation
 
-__all__ = ["CHECKS", "Facts", "Violation", "assert_run_invariants", "check_run", "garbage", "violations_of"]
+__all__ = ["CHECKS", "Facts", "Violation", "assert_run_invariants", "check_run", "violations_of"]
 
 
 async def assert_run_invariants(store: Store, run: RunId, *, complete: bool = False) -> None:
@@ -97,31 +98,6 @@ def violations_of(facts: Facts, *, complete: bool = False) -> list[Violation]:
     return violations
 
 
-def garbage(facts: Facts) -> list[str]:
-    """Return what lies there and belongs to nothing: that is no violation, and `cleanup` deletes it.
-
-    A segment is also among these for the moment until the entry that names it is written.
-    """
-    if facts.plan is None:
-        return [f"{len(facts.objects)} objects of run {facts.run}, whose submission ended before its plan was written"]
-    found = []
-    if facts.run not in facts.session.state.runs:
-        found.append(f"run {facts.run}: no entry of the session log names it, so nobody works on it")
-    named = {keys.plan(facts.run), keys.complete(facts.run), keys.names(facts.run)}
-    for info in facts.plan.shards:
-        named.add(keys.pack(facts.run, info.place.pack))
-    for record in facts.records.values():
-        named.update(keys.pack(facts.run, place.pack) for place in record.buffers)
-    for shard in facts.known_shards:
-        named.update(
-            keys.segment(facts.run, shard, name) for name in facts.index(shard).objects if not name.startswith("@")
-        )
-    for key, size in facts.objects.items():
-        if key not in named and slot(facts.run, key) is None:
-            found.append(f"{key} ({size} bytes): nothing names it")
-    return found
-
-
 # ---------------------------------------------------------------------------- what must hold
 
 
@@ -159,6 +135,9 @@ def _results_are_durable(facts: Facts) -> Findings:
                 there = facts.is_swept or keys.segment(facts.run, shard, name) in facts.objects
             if not there:
                 yield Finding(f"the index of shard {shard} names {name}, which is not there", shard)
+    for (shard, name), why in facts.lost_logs.items():
+        of = _names(facts, shard, facts.index(shard).outcomes.logs[name])
+        yield Finding(f"what {of} printed: {why}", shard)
 
 
 def _one_outcome(facts: Facts) -> Findings:

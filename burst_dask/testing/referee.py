@@ -1,7 +1,7 @@
 """Watches a simulated store while it is written, and says at once which rule of the protocol is broken.
 
 What can be seen in the store afterwards is `invariants`; here is what only shows at the moment:
-whether an entry was legal when it landed, whether its segment was there before it, whether a
+whether an entry was legal when it landed, whether what it names was there before it, whether a
 task was reserved when it started.
 """
 
@@ -28,10 +28,18 @@ class Referee:
     ----------
     broken : list of str
         What has been seen that must not be, with the story of the shard.
+    actions : Counter of str
+        Kind of entry -> how many have landed.
+    printed : int
+        How many objects with what tasks have printed were named.
+    starts : Counter of tuple of (str, int)
+        Run and task -> how often it was started, not counting second copies.
     """
 
     def __init__(self, bucket: Bucket, scenario: Scenario) -> None:
         self.broken: list[str] = []
+        self.actions: Counter[str] = Counter()
+        self.printed = 0
         self.starts: Counter[tuple[str, int]] = Counter()
         self._bucket = bucket
         self._scenario = scenario
@@ -70,34 +78,20 @@ class Referee:
 
         def note(work: Work) -> None:
             run = RunId(work.run)
-            self.starts[work.run, work.number] += 1
-            reserved = self._reserved.get((work.run, worker), set())
-            if (
-                work.number not in reserved
-                and not self._done(run, work.number)
-                and not self._backed_up(run, work.number)
-            ):
-                home = keys.root_shard(self._plans[run].locate(work.number)[0])
-                self.complain(f"{worker} started task {work.number}, which it had not reserved", run, home)
+            home, position = self._plans[run].locate(work.number)
+            family = [s for (of, id), s in self._shards.items() if of == run and keys.root_number(id) == home]
+            done = any(position in shard.index.outcomes.done for shard in family)
+            holders = [shard.index.holder for shard in family if position in shard.index.reserved]
+            # A second copy runs while somebody else has the task reserved, or has just ended it.
+            holders = holders or [s.index.holder for s in family if done and position in s.index.tasks]
+            copy = self._scenario.settings.backups and bool(holders) and worker not in holders
+            if not copy:
+                self.starts[work.run, work.number] += 1
+            if not (copy or done or work.number in self._reserved.get((work.run, worker), set())):
+                what = f"{worker} started task {work.number}, which it had not reserved"
+                self.complain(what, run, keys.root_shard(home))
 
         return note
-
-    def _backed_up(self, run: RunId, number: int) -> bool:
-        """Tell whether a second copy of a task may run: somebody else has reserved it."""
-        plan_shard, position = self._plans[run].locate(number)
-        return self._scenario.settings.backups and any(
-            position in shard.index.reserved
-            for (of, id), shard in self._shards.items()
-            if of == run and keys.root_number(id) == plan_shard
-        )
-
-    def _done(self, run: RunId, number: int) -> bool:
-        plan_shard, position = self._plans[run].locate(number)
-        return any(
-            position in shard.index.outcomes.done
-            for (of, id), shard in self._shards.items()
-            if of == run and keys.root_number(id) == plan_shard
-        )
 
     # ------------------------------------------------------------------ objects
 
@@ -107,7 +101,7 @@ class Referee:
             self._plans[plan.run] = plan
         elif "/runs/" in key and "/log/" in key:
             self._see_entry(key, body)
-        if "/log/" in key or "/segments/" in key:
+        if any(part in key for part in ("/log/", "/segments/", "/logs/")):
             if self._written.get(key, body) != body:
                 again = "after it had been deleted" if key in self._bucket.deleted else "over what was there"
                 self.complain(f"{key} was written {again} (rules 1 and 8)")
@@ -117,6 +111,7 @@ class Referee:
         session, _, rest = key.removeprefix("s/").partition("/runs/")
         run, shard = RunId(f"{session}.{rest.partition('/')[0]}"), keys.shard_of_entry(key)
         entry = decode(Entry, key, body)
+        self.actions[type(entry.action).__name__.lower()] += 1
         if run not in self._plans:
             self.complain(f"{entry.writer} wrote to the log of run {run}, which has no plan (rule 7)")
             return
@@ -131,7 +126,7 @@ class Referee:
             self.complain(f"{error.reason} (rule 1 or 3)", run, shard)
             after = Shard.at(shard, entry)
         self._shards[run, shard] = after
-        self._check_segments(run, shard, before, after)
+        self._check_objects(run, shard, before, after)
         if isinstance(entry.action, Claim | Commit | Takeover):
             first = self._plans[run].shards[keys.root_number(shard)].first
             mine = self._reserved.setdefault((run, entry.writer), set())
@@ -149,7 +144,11 @@ class Referee:
             known = Shard.untouched(shard, EMPTY if "-" in shard else Bitmap.full(count))
         return known
 
-    def _check_segments(self, run: RunId, shard: ShardId, before: Shard, after: Shard) -> None:
-        for name in after.index.objects[len(before.index.objects) :]:
-            if not name.startswith("@") and keys.segment(run, shard, name) not in self._bucket.objects:
-                self.complain(f"entry {before.next} names segment {name}, which is not there yet (rule 2)", run, shard)
+    def _check_objects(self, run: RunId, shard: ShardId, before: Shard, after: Shard) -> None:
+        names = after.index.objects[len(before.index.objects) :]
+        named = [keys.segment(run, shard, name) for name in names if not name.startswith("@")]
+        logs = after.index.outcomes.logs.keys() - before.index.outcomes.logs.keys()
+        self.printed += len(logs)
+        for key in (*named, *(keys.task_logs(run, shard, name) for name in sorted(logs))):
+            if key not in self._bucket.objects:
+                self.complain(f"entry {before.next} names {key}, which is not there yet (rule 2)", run, shard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -9,6 +10,10 @@ from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.testing.bucket import Fate
 from burst_dask.testing.work import Graph, draw_graph
+
+#: Parts of the keys of the requests that matter most to who submits, and to who collects.
+SUBMITTING = ("/packs/", "/plan", "/log/", "sessions/")
+COLLECTING = ("/segments/", "/plan", "/log/", "sessions/")
 
 
 class Weather(Enum):
@@ -116,9 +121,10 @@ class Scenario:
             arrivals=tuple(entropy.choice([0.0, entropy.uniform(0, horizon / 2)]) for _ in range(workers)),
             network=_network(entropy, weather),
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
-            submitter_dies=_deaths(entropy, storm),
-            collector_dies=_deaths(entropy, storm),
-            slowness=entropy.choice([1.0, 1.0, 30.0 if max(work.seconds for work in graph.work) < 5 else 4.0]),
+            submitter_dies=_deaths(entropy, storm, SUBMITTING),
+            collector_dies=_deaths(entropy, storm, COLLECTING),
+            # Where the longest take a minute, others run second copies.
+            slowness=entropy.choice([1.0, 1.0, max(4.0, 60.0 / max(work.seconds for work in graph.work))]),
             skew=entropy.choice([0.0, 1.0]),
             horizon=horizon,
         )
@@ -130,7 +136,7 @@ def _settings(entropy: Entropy) -> Settings:
         commit_interval=entropy.choice([5.0, 0.5]),
         reserve_ahead=entropy.choice([5.0, 1.0]),
         held_at_once=entropy.choice([16, 1, 2]),
-        backups=entropy.choice([True, False]),
+        backups=entropy.choice([True, True, False]),
         large_run=entropy.choice([500, 1]),
         split_from=entropy.choice([1.0, 0.1]),
         inline_result=entropy.choice([16_384, 64]),
@@ -161,13 +167,13 @@ def _fault(entropy: Entropy, horizon: float) -> Fault:
     return Fault(entropy.uniform(0, horizon), kind, entropy.integer(0, 100), seconds)
 
 
-def _deaths(entropy: Entropy, storm: bool) -> tuple[Death, ...]:
+def _deaths(entropy: Entropy, storm: bool, parts: Sequence[str]) -> tuple[Death, ...]:
     if not storm:
         return ()
-    return tuple(_death(entropy) for _ in range(entropy.choice([0, 0, 1, 3])))
+    return tuple(_death(entropy, parts) for _ in range(entropy.choice([0, 0, 1, 3])))
 
 
-def _death(entropy: Entropy) -> Death:
+def _death(entropy: Entropy, parts: Sequence[str]) -> Death:
     """Return a death anywhere, or at one of the few requests that matter most."""
-    part = entropy.choice(["", "/packs/", "/plan", "/log/", "sessions/"])
+    part = entropy.choice(["", *parts])
     return Death(part, entropy.integer(1, 3 if part else 40), entropy.choice([True, False]))

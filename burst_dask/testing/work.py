@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -12,7 +13,7 @@ from burst_dask.clock import Clock, Entropy
 from burst_dask.graph.shards import ShardedGraph
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import Plan, ShardRecord
+from burst_dask.protocol.records import Plan, Printed, ShardRecord, TaskOutput
 from burst_dask.worker.execution import Call, dump_values, failed, inputs_of, load_bodies, open_table, succeeded
 from burst_dask.worker.memory import Scope
 from burst_dask.worker.ran import Ran
@@ -39,6 +40,8 @@ class Work:
         How many executions in a row fail; -1 for all.
     kills
         Whether the worker dies of it.
+    prints
+        Whether each try prints something.
     """
 
     number: int
@@ -47,6 +50,7 @@ class Work:
     size: int = 0
     fails: int = 0
     kills: bool = False
+    prints: bool = False
     #: the run it is a task of
     run: str = ""
 
@@ -144,6 +148,9 @@ class SimulatedExecutor:
                 await asyncio.Event().wait()
             seconds -= work.seconds * self._slowness
             done.append(self._end(call, work, values, fresh))
+            if work.prints:
+                printed = Printed(self._clock.wall(), "stdout", f"try {call.attempt} on {self._worker}\n")
+                done[-1].output = TaskOutput(call.position, pickle.dumps(call.key), call.attempt, 0, (printed,))
             if done[-1].failed or seconds <= 0:
                 break
         return done
@@ -177,6 +184,7 @@ def draw_graph(entropy: Entropy, *, tasks: int, failures: bool, killers: bool) -
     shortest, longest = entropy.choice(MIXES)
     reach = entropy.integer(1, count)
     density = entropy.uniform(0.0, 3.0)
+    printing = entropy.choice([0.0, 0.1, 1.0])
     work: list[Work] = []
     retries: dict[int, int] = {}
     for number in range(count):
@@ -194,6 +202,7 @@ def draw_graph(entropy: Entropy, *, tasks: int, failures: bool, killers: bool) -
                 size=entropy.choice([0, 0, 100, 40_000]),
                 fails=fails,
                 kills=killers and entropy.uniform(0, 1) < 1.5 / count,
+                prints=entropy.uniform(0, 1) < printing,
             )
         )
     cuts = sorted(entropy.sample(range(1, count), entropy.integer(0, 7))) if count > 1 else []

@@ -14,16 +14,18 @@ import asyncio
 import contextlib
 import itertools
 import warnings
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
 from burst_dask import serialize
 from burst_dask.clock import Entropy
-from burst_dask.errors import BurstError, StoreError
+from burst_dask.errors import StoreError
+from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Ended, encode
+from burst_dask.protocol.records import AddRun, Ended, encode
 from burst_dask.testing.bucket import Bucket, Connection, Network
 from burst_dask.testing.invariants import check_run
 from burst_dask.testing.loop import Deadlock, VirtualLoop
@@ -67,6 +69,12 @@ class World:
         self.ended, self.steps = 0.0, 0
         #: workers that died, or may have been taken for dead
         self.deaths = 0
+        #: what happened, in words -> how often: faults, what the network did, and at which requests clients died
+        self.happened: Counter[str] = Counter()
+        #: how the world itself looks into the bucket
+        self._store = Connection(self.bucket, Network(), Entropy(0))
+        #: runs in which every task has its outcome
+        self._over: set[RunId] = set()
         self._clients = 0
         self._main = self.loop.process("world")
 
@@ -82,20 +90,28 @@ class World:
                 self.loop.run_until_complete(self._main.start(self._play()))
             except Deadlock as error:
                 self.referee.complain(str(error))
-        self.ended, self.steps = self.loop.time(), self.loop.steps
-        self.bucket.closed = True
-        self.loop.finish()
+            except Exception as error:  # whatever it is, it must be told with the seed that led to it
+                self.referee.complain(f"it ended with {type(error).__name__}: {error}")
+            finally:
+                self.ended, self.steps = self.loop.time(), self.loop.steps
+                self.bucket.closed = True
+                self.loop.finish()
+        self.happened.update(self.referee.actions)
+        self.happened.update({f"{fate.value} (network)": count for fate, count in self.bucket.fates.items()})
+        self.happened["printed"] = self.referee.printed
 
     async def _play(self) -> None:
         run = await self._submit()
         if run is None:
+            if not self.broken:
+                self.referee.complain("nobody could submit")
             return
         self._main.start(self._told(self._arrive()))
         self._main.start(self._told(self._misfortunes()))
         try:
             async with asyncio.timeout(PATIENCE + self.scenario.horizon + self._work()):
                 await self._collect(run)
-                await self._complete(run)
+                await self._complete()
         except TimeoutError:
             await self._tell_stuck(run)
         await self._judge(run)
@@ -113,7 +129,7 @@ class World:
 
     # ------------------------------------------------------------------ the client
 
-    def _client(self, death: Death | None) -> Client:
+    def _client(self, role: str, death: Death | None) -> Client:
         """Return a new client, which dies as told."""
         self._clients += 1
         network = Network(dict(self.scenario.network))
@@ -124,6 +140,8 @@ class World:
             def admit(key: str) -> bool:
                 if death.part in key and next(left) == 0:
                     client.process.kill()
+                    self.happened[f"{role} died at {death.part or 'any'}"] += 1
+                    self.happened[f"{role} died, and its request {'was sent' if death.sent else 'was not'}"] += 1
                 return client.process.alive or death.sent
 
             network.admit = admit
@@ -131,7 +149,7 @@ class World:
 
     async def _submit(self) -> RunId | None:
         for death in (*self.scenario.submitter_dies, None):
-            client = self._client(death)
+            client = self._client("submitter", death)
             client.start(self._open_and_submit(client))
             run = await self._outcome(client)
             if run is not None:
@@ -163,21 +181,24 @@ class World:
         """Attach, wait and collect, with clients that die on the way; then compare."""
         values: dict[int, str | None] | None = None
         for death in (*self.scenario.collector_dies, None):
-            client = self._client(death)
+            client = self._client("collector", death)
             client.start(self._wait_and_fetch(client, run))
             values = await self._outcome(client)
             if values is not None:
                 break
         if values is None:
             return
-        expected = self.scenario.graph.expected()
-        for number, value in values.items():
-            if value != expected[number] and not self._lost_innocently(value):
-                self.referee.complain(f"task {number} gave {value!r}, and should give {expected[number]!r}")
+        self._compare(run, values)
 
-    def _lost_innocently(self, value: str | None) -> bool:
-        """Tell whether an unexpected failure may be WorkerLost: so many workers did die."""
-        return value is None and self.deaths >= self.scenario.settings.lost_workers
+    def _compare(self, run: RunId, values: dict[int, str | None]) -> None:
+        """See that tasks gave what they should; None stands for a failure."""
+        expected = self.scenario.graph.expected()
+        # An unexpected failure may be WorkerLost, if so many workers did die.
+        innocent = self.deaths >= self.scenario.settings.lost_workers
+        for number, value in values.items():
+            if value != expected[number] and not (value is None and innocent):
+                what = f"task {number} of run {run} gave {value!r}, and should give {expected[number]!r}"
+                self.referee.complain(what)
 
     async def _wait_and_fetch(self, client: Client, run: RunId) -> dict[int, str | None]:
         outputs = self.scenario.graph.outputs
@@ -235,7 +256,7 @@ class World:
         """Kill a worker; its supervisor records that, and starts another."""
         self.deaths += 1
         worker.process.kill()
-        self._main.start(self._bury(worker))
+        self._main.start(self._told(self._bury(worker)))
 
     async def _bury(self, worker: Worker) -> None:
         supervisor = Machine(self.bucket, f"supervisor-of-{worker.name}", self.scenario.seed, Network())
@@ -252,13 +273,14 @@ class World:
     async def _misfortunes(self) -> None:
         for fault in self.scenario.faults:
             await self.clock.sleep(fault.at - self.loop.time())
-            self._main.start(self._befall(fault))
+            self._main.start(self._told(self._befall(fault)))
 
     async def _befall(self, fault: Fault) -> None:
         working = [worker for worker in self.workers if worker.works]
         if not working:
             return
         worker = working[fault.worker % len(working)]
+        self.happened[fault.kind.value] += 1
         self.deaths += fault.kind in (Kind.VANISH, Kind.BLACKOUT, Kind.PAUSE, Kind.PARTITION)
         if fault.kind is Kind.CRASH:
             self.crash(worker)
@@ -283,12 +305,13 @@ class World:
     # ------------------------------------------------------------------ the end
 
     async def _judge(self, run: RunId) -> None:
-        store = Connection(self.bucket, Network(), Entropy(0))
-        named = set((await Client(self.bucket, "judge", 0, Network()).attach(keys.session_of(run))).state.runs)
-        for each in sorted(named | {run}):
-            for violation in await check_run(store, each, complete=each == run and not self.broken):
+        for each in sorted({*await self._named(), run}):
+            over = each in self._over
+            for violation in await check_run(self._store, each, complete=over):
                 self.referee.complain(str(violation))
-        if self.scenario.processes_fail or self.scenario.settings.backups:
+            if over and not self.broken:
+                await self._judge_outcomes(each)
+        if self.scenario.processes_fail:
             return
         for (_, number), starts in self.referee.starts.items():
             work = self.scenario.graph.work[number]
@@ -297,12 +320,35 @@ class World:
             if starts > tries:
                 self.referee.complain(f"task {number} ran {starts} times, and nothing had failed")
 
-    async def _complete(self, run: RunId) -> None:
-        """Wait for the tasks that nobody asked for, too."""
-        while not self.broken and (await self._view(run)).totals().pending:
+    async def _judge_outcomes(self, run: RunId) -> None:
+        """See that every task has the outcome that it should have, also those that nobody asked for."""
+        view, expected = await self._view(run), self.scenario.graph.expected()
+        found = {number: outcome for number in expected if (outcome := view.outcome(number)) and outcome.done}
+        bodies = await view.fetch(number for number, outcome in found.items() if outcome.location is not None)
+        stored = {number: serialize.loads(body) for number, body in bodies.items()}
+        # What was only in memory is gone, and was right if what came of it is.
+        unseen = {number: expected[number] or "a result" for number in found}
+        self._compare(run, dict.fromkeys(expected) | unseen | stored)
+
+    async def _complete(self) -> None:
+        """Wait for the tasks that nobody asked for, too, and for the runs of clients that have died."""
+        while not self.broken:
+            named = await self._named()
+            if not any([(await self._view(run)).totals().pending for run in named]):
+                self._over = set(named)
+                return
             await self.clock.sleep(5.0)
             if self.loop.steps > STEPS:
                 self.referee.complain(f"{self.loop.steps} steps: workers are busy with nothing")
+
+    async def _named(self) -> list[RunId]:
+        """Return the runs that the workers were told of."""
+        assert self.session is not None
+        return [
+            entry.action.run
+            async for entry in log.read_session(self._store, self.session, 0)
+            if isinstance(entry.action, AddRun)
+        ]
 
     async def _tell_stuck(self, run: RunId) -> None:
         view = await self._view(run)
@@ -311,7 +357,7 @@ class World:
             self.referee.complain("it has not ended", run, shard.id)
 
     async def _view(self, run: RunId) -> RunView:
-        view = await RunView.open(Connection(self.bucket, Network(), Entropy(0)), run)
+        view = await RunView.open(self._store, run)
         assert view is not None
         await view.survey()
         return view
@@ -320,8 +366,5 @@ class World:
 def play(seed: int) -> World:
     """Run the world of a seed."""
     world = World(Scenario.of(seed))
-    try:
-        world.run()
-    except (BurstError, AssertionError) as error:
-        world.referee.complain(f"{type(error).__name__}: {error}")
+    world.run()
     return world

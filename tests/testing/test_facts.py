@@ -22,8 +22,8 @@ from burst_dask.protocol.records import (
 )
 from burst_dask.protocol.shard import Shard
 from burst_dask.store import Meta, Store
-from burst_dask.testing.facts import gather
-from burst_dask.testing.invariants import check_run, garbage
+from burst_dask.testing.facts import garbage, gather
+from burst_dask.testing.invariants import check_run
 
 
 async def test_nothing_is_written(case: Case, healthy: tuple[RunId, dict[str, bytes]]) -> None:

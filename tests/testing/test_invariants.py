@@ -31,8 +31,8 @@ from burst_dask.protocol.records import (
     encode,
 )
 from burst_dask.protocol.shard import merge
-from burst_dask.testing.facts import gather
-from burst_dask.testing.invariants import assert_run_invariants, check_run, garbage
+from burst_dask.testing.facts import garbage, gather
+from burst_dask.testing.invariants import assert_run_invariants, check_run
 
 
 async def test_a_healthy_run_breaks_no_rule(case: Case) -> None:
