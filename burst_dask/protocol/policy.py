@@ -102,7 +102,7 @@ def attached_poll(low: float, high: float, workers: int) -> float:
     return min(high, low * max(1, workers))
 
 
-def in_turn(low: float, workers: int) -> float:
+def in_turn(low: float, workers: float) -> float:
     """Return the seconds between what each of many idle workers does, at least `low`.
 
     Together they do it `TOGETHER` times a second, however many they are: whoever finds something
@@ -114,15 +114,26 @@ def in_turn(low: float, workers: int) -> float:
     return max(low, workers / TOGETHER)
 
 
-def between_judgements(heartbeat: float, workers: int) -> float:
+def between_judgements(heartbeat: float, workers: int, looked: int = 0, idle: int = 0) -> float:
     """Return the seconds between two listings of all heartbeats by one worker.
 
-    Nothing dies faster than heartbeats come. A listing of many takes many requests, at 1,000 each.
+    Nothing dies faster than heartbeats come. A listing of many takes many requests, at 1,000 each: so
+    those who are idle take turns. How many they are is told by a few workers drawn at random, and the
+    one who asks: the fewer, the more often it is its turn, so that what the dead held does not wait for
+    turns that nobody takes. On the average all together list no more often than if all were idle.
+
+    Parameters
+    ----------
+    looked, idle
+        How many heartbeats of others were read lately, and how many of these held nothing.
 
     >>> between_judgements(10.0, 100), between_judgements(10.0, 10_000)
     (10.0, 625.0)
+    >>> between_judgements(10.0, 10_000, looked=4, idle=4), between_judgements(10.0, 10_000, looked=4, idle=0)
+    (625.0, 125.0)
     """
-    return max(heartbeat, in_turn(0.0, workers) * -(-workers // 1000))
+    idle_workers = workers * (1 + idle) / (1 + looked)
+    return max(heartbeat, in_turn(0.0, idle_workers) * -(-workers // 1000))
 
 
 def lease_is_dead(judge: float, holder: float | None, ended: bool, lease: float) -> bool:

@@ -49,6 +49,8 @@ class Roster:
         self._beat = beat
         self.workers = 1
         self._judged = -float("inf")
+        #: how many heartbeats the last look read, and how many of these held nothing
+        self._looked = self._idle = 0
         self._liveness = Liveness({}, frozenset())
         #: dead workers whose last heartbeat was read
         self._mourned: set[WorkerId] = set()
@@ -69,7 +71,8 @@ class Roster:
     async def judge(self) -> tuple[Liveness, bool]:
         """Return who is dead and who lives, and whether that is of now; it may be a few heartbeats old."""
         now = self._context.clock.monotonic()
-        if now - self._judged < policy.between_judgements(self._context.settings.heartbeat, self.workers):
+        heartbeat = self._context.settings.heartbeat
+        if now - self._judged < policy.between_judgements(heartbeat, self.workers, self._looked, self._idle):
             return self._liveness, False
         self._judged = now
         self._liveness = await self._context.insist(self.liveness)
@@ -80,6 +83,7 @@ class Roster:
         """Return shards of `run` with work to spare, the most first, of a few workers drawn at random."""
         others = sorted(self._liveness.alive - {self._context.worker})
         beats = await self._read(self._context.entropy.sample(others, SAMPLE))
+        self._looked, self._idle = len(beats), sum(not beat.holds for beat in beats)
         held = [held for beat in beats for held in beat.holds if held.run == run]
         return sorted(held, key=lambda held: -held.spare)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import comb
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +46,20 @@ def test_a_lease_dies_by_the_stores_clock_alone() -> None:
         assert policy.lease_is_dead(off + 130.1, off + 100.0, False, 30.0)
     assert policy.lease_is_dead(0.0, None, False, 30.0)
     assert policy.lease_is_dead(0.0, 0.0, True, 30.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("looked", [0, 1, 4])
+def test_idle_workers_judge_together_as_often_as_if_all_were_idle_and_few_of_them_more_often(
+    share: float, looked: int
+) -> None:
+    """However many are idle, and though each knows that by a few heartbeats only."""
+    workers = 10_000
+    pauses = [policy.between_judgements(10.0, workers, looked, idle) for idle in range(looked + 1)]
+    chances = [comb(looked, idle) * share**idle * (1 - share) ** (looked - idle) for idle in range(looked + 1)]
+    each = sum(chance / pause for chance, pause in zip(chances, pauses, strict=True))
+    assert share * workers * each <= workers / pauses[-1] * (1 + 1e-9)
+    assert pauses[0] == pytest.approx(pauses[-1] / (1 + looked)), "one who is alone has its turn sooner"
 
 
 @given(st.lists(st.floats(0.001, 100), min_size=1, max_size=60), st.integers(1, 8), st.integers(0, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from stage import Stage, Task
 
 from burst_dask.journal import log
@@ -14,6 +15,7 @@ from burst_dask.protocol.keys import ShardId, WorkerId
 from burst_dask.protocol.records import Beat, Claim, Commit, Ended, Held, Location, Outcomes, Release, encode
 from burst_dask.store import Counting, requests_of
 from burst_dask.worker.finder import Finder
+from burst_dask.worker.roster import Roster
 
 
 def constants(count: int) -> list[Task]:
@@ -75,6 +77,31 @@ async def test_a_search_costs_the_same_however_many_shards_there_are() -> None:
         assert await me.find(stage.state, True) is not None
         costs.append(sum(requests_of(context.store).values()) - sum(before.values()))
     assert max(costs) <= 20
+
+
+class HandClock:
+    """A monotonic clock that is set by hand."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("spares", "soon"), [([0.0] * 4, True), ([], False)])
+async def test_who_sees_no_other_idle_worker_judges_the_dead_sooner(spares: list[float], soon: bool) -> None:
+    """Of ten thousand; nobody else may ever take a turn."""
+    stage, view = await large(4)
+    await held_by(stage, view, spares)
+    for number in range(len(spares), 4):
+        await stage.beat(f"w{number}")
+    context = stage.context("me")
+    context.clock = clock = HandClock()  # type: ignore[assignment]
+    roster = Roster(context, lambda: beat("me"))
+    assert (await roster.judge())[1]
+    assert len(await roster.spare(view.run)) == len(spares)
+    roster.workers, clock.now = 10_000, 200.0
+    assert (await roster.judge())[1] is soon
 
 
 async def test_what_a_dead_worker_held_last_is_taken_over() -> None:
