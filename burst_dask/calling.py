@@ -12,7 +12,7 @@ from dask.utils import shorten_traceback
 
 from burst_dask import collecting, sync
 from burst_dask.collecting import Collected
-from burst_dask.errors import ConfigError, WaitTimeout
+from burst_dask.errors import ConfigError, RunCancelled, WaitTimeout
 from burst_dask.executor import SessionExecutor
 from burst_dask.futures import Future, gather
 from burst_dask.graph import Stored
@@ -62,12 +62,14 @@ class Calling:
         the ``with`` block of the session, and an orderly end of the interpreter.
 
         Arguments are pickled when the group is written, as with `concurrent.futures.ProcessPoolExecutor`:
-        do not change an array in place before a `flush`. Lists, dicts and sets are copied at once.
+        do not change an array in place before a `flush`. Lists, dicts and sets are copied at once, unless they
+        have more than 1,000 items and no future among them.
 
         Parameters
         ----------
         fn, *args, **kwargs
-            The call. A `Future` among the arguments, also in lists, dicts and so on, stands for its result.
+            The call. A `Future` among the arguments, also in lists, dicts and so on, stands for its result; one
+            that `fn` has captured, or that is an attribute of an object, does not.
         key
             The Dask key of the task, which no other task of the session has; by default a new one.
         pure
@@ -268,7 +270,7 @@ class Calling:
         Parameters
         ----------
         wait, timeout, since, on_error
-            As of `Run.collect`. What was cancelled is not waited for.
+            As of `Run.collect`. Runs that were cancelled, or need what was, are not waited for.
 
         Raises
         ------
@@ -304,6 +306,8 @@ class Calling:
             except WaitTimeout as error:
                 error.results = self.collect(since=since)
                 raise
+            except RunCancelled:
+                continue
 
 
 def _notes(

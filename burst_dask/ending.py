@@ -47,8 +47,7 @@ async def extend(link: Link, seconds: float) -> float | None:
 async def incomplete(link: Link) -> list[RunId]:
     """Return the runs that workers may still work on."""
     await link.follow()
-
-    if await link.expired():
+    if await link.condition() != "open":
         return []
 
     async def pending(run: RunId) -> RunId | None:

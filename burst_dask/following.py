@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 
 from burst_dask import sync
-from burst_dask.errors import StoreUnavailable
+from burst_dask.errors import BurstError, StoreUnavailable
 from burst_dask.futures import Future
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
@@ -53,6 +53,8 @@ class Follower:
         self._under_way = False
         self._stopping = False
         self._task: cf.Future[None] | None = None
+        #: entries under way that cancel runs
+        self._cancelling: set[cf.Future[None]] = set()
         self._added = asyncio.Event()
         self._turn = 0
 
@@ -72,7 +74,9 @@ class Follower:
             if followed is None or followed.futures.pop(number, None) is None or followed.futures:
                 return
             del self._runs[run]
-        sync.start(self._link.append(Cancel(run)))
+        under_way = sync.start(self._link.append(Cancel(run)))
+        self._cancelling.add(under_way)
+        under_way.add_done_callback(self._cancelling.discard)
 
     def close(self) -> None:
         """Cancel all pending futures, and return when nothing is looked at any more, the workers neither."""
@@ -84,21 +88,34 @@ class Follower:
         self.stop()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Return when the round under way is over, or after that many seconds; there is no other."""
+        """Return when the round under way is over and what is cancelled is so, or after that many seconds.
+
+        There is no other round: futures that are pending then, or come later, end with an error.
+        """
         self._stopping = True
+        under_way = set(self._cancelling)
         if self._task is not None:
             sync.loop().call_soon_threadsafe(self._added.set)
-            cf.wait([self._task], timeout)
+            under_way.add(self._task)
+        cf.wait(under_way, timeout)
 
     async def _follow(self) -> None:
         try:
             await self._rounds()
-        except BaseException as error:
-            with self._lock:
-                runs, self._runs, self._under_way = self._runs, {}, False
-            for followed in runs.values():
-                for future in list(followed.futures.values()):
-                    future.end(error)
+            if not self._stopping:
+                return
+            # Threads that wait may keep the interpreter from ending.
+            error: BaseException = BurstError(
+                "nobody looks for the outcome any more, because the interpreter ends. The call goes on: "
+                f'attach("{self._link.session}", store="{self._link.store.url}").collect() returns what is done'
+            )
+        except BaseException as failed:
+            error = failed
+        with self._lock:
+            runs, self._runs, self._under_way = self._runs, {}, False
+        for followed in runs.values():
+            for future in list(followed.futures.values()):
+                future.end(error)
 
     async def _rounds(self) -> None:
         link, clock = self._link, self._link.clock

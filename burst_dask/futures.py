@@ -13,6 +13,7 @@ from dask._task_spec import TaskRef
 from burst_dask import collecting, replaying, sync
 from burst_dask.collecting import TaskError
 from burst_dask.errors import ConfigError, TaskFailed, WaitTimeout
+from burst_dask.graph import Captured
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
 
@@ -40,7 +41,7 @@ class Future(TaskRef, cf.Future):  # type: ignore[misc, type-arg]
     It has the methods of `concurrent.futures.Future`, and works in `concurrent.futures.wait` and
     `concurrent.futures.as_completed`. As an argument of another call, also inside of lists, dicts and
     so on, and as part of a Dask graph, it stands for its result, which then goes from worker to worker
-    through the store and never through this process.
+    through the store and never through this process. It does not where a function has captured it.
 
     Attributes
     ----------
@@ -163,6 +164,9 @@ class Future(TaskRef, cf.Future):  # type: ignore[misc, type-arg]
         if self._done_callbacks:
             with contextlib.suppress(RuntimeError):  # the interpreter ends
                 _callbacks.submit(super()._invoke_callbacks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Captured, (self.key,)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         return "burst-future", self.owner.link.session, self.key

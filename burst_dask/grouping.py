@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as cf
+import os
 import sys
 import threading
 import weakref
@@ -24,7 +25,7 @@ from dask.tokenize import tokenize
 from dask.utils import funcname
 
 from burst_dask import sync
-from burst_dask.errors import BurstError, ConfigError, GraphError, UnpicklableTask, UnsupportedGraph
+from burst_dask.errors import ConfigError, GraphError, UnpicklableTask, UnsupportedGraph
 from burst_dask.following import Follower
 from burst_dask.futures import Future
 from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize
@@ -133,12 +134,15 @@ class Futures:
             node = Task(key, function, *map(_argument, args), **{name: _argument(arg) for name, arg in kwargs.items()})
             needs = [self._need(key, name) for name in node.dependencies]
             future = self._by_key[key] = Future(key, self)
+            if any(need is not None and need.cancelled() for need in needs):
+                future.end(cancel=True)  # nobody may ever make what it needs
+                return future
             for need in needs:
                 if need is not None and not need.done():
                     self._dependents.setdefault(need, []).append(future)
+            self._add(_Call(future, node, {**_annotated(key), **(notes or {})}))
             if pure:
                 self._pure[key] = future
-            self._add(_Call(future, node, {**_annotated(key), **(notes or {})}))
         return future
 
     def _need(self, key: Any, name: Any) -> Future | None:
@@ -155,8 +159,9 @@ class Futures:
         now = self.link.clock.monotonic()
         group = self._group
         if group is None:
-            group = self._group = _Group(first=now, last=now)
+            group = _Group(first=now, last=now)
             sync.start(self._write_when_due(group))
+            self._group = group
         group.calls[call.future.key], group.last = call, now
         if len(group.calls) >= MOST_CALLS:
             self._close_group()
@@ -170,11 +175,13 @@ class Futures:
 
     def hurry(self) -> None:
         """Write what is waiting to be, without waiting for it."""
+        sync.loop()  # raises in a forked process, which would wait for ever
         with self._lock:
             self._close_group()
 
     def flush(self) -> None:
         """Return when all that was submitted is in the store; see `Session.flush`."""
+        sync.loop()  # as in `hurry`
         with self._lock:
             self._close_group()
             waiting = list(self._writing)
@@ -237,6 +244,9 @@ class Futures:
                 future.view, future.number = view, number
                 followed[number] = future
             self.follower.follow(view, followed)
+            for future in followed.values():
+                if future.cancelled():  # meanwhile
+                    self.follower.drop(view.run, future.number)
             break
         if refused is not None:
             raise refused
@@ -366,6 +376,10 @@ def _flush_all() -> None:
     for futures in list(_open):
         try:
             futures.flush()
-        except (BurstError, OSError) as error:
+        except Exception as error:  # whatever it is, other sessions have calls, too
             print(f"not all of session {futures.link.session} was submitted: {error}", file=sys.stderr)
         futures.follower.stop(_LAST_ROUND)
+
+
+# A forked process has none of the threads that would write the calls; its parent does that.
+os.register_at_fork(after_in_child=_open.clear)

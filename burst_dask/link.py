@@ -14,6 +14,7 @@ from burst_dask.clock import Clock
 from burst_dask.config import Settings
 from burst_dask.environment.versions import table
 from burst_dask.errors import (
+    BurstError,
     ConfigError,
     EnvironmentFailed,
     FleetError,
@@ -438,15 +439,25 @@ async def notes(link: Link, seen: WorkersSeen) -> tuple[str, ...]:
 
 
 async def create(link: Link, workers: int | None, code: bytes = b"") -> None:
-    """Write the session down, and the code that it brings, on a store that keeps the protocol's promises."""
+    """Write the session down, and the code that it brings, on a store that keeps the protocol's promises.
+
+    What fails on the way leaves nothing behind, as far as the store allows.
+    """
     await probe(link.store, link.author.entropy)
-    await link.append(Open())
-    if workers is not None:
-        await link.append(Scale(workers))
-    if code:
-        await link.store.put(keys.code(link.session, link.manifest.environment.code), code)
-    # Last: sessions are listed by their manifests, so none is listed that is not there whole.
-    if not await link.store.create(keys.manifest(link.session), encode(link.manifest)):
+    try:
+        await link.append(Open())
+        if workers is not None:
+            await link.append(Scale(workers))
+        if code:
+            await link.store.put(keys.code(link.session, link.manifest.environment.code), code)
+        # Last: sessions are listed by their manifests, so none is listed that is not there whole.
+        there = not await link.store.create(keys.manifest(link.session), encode(link.manifest))
+    except BaseException:
+        with contextlib.suppress(BurstError):
+            left = [meta.key async for meta in listed(link.store, keys.session_prefix(link.session))]
+            await link.store.delete([*left, keys.manifest(link.session)])
+        raise
+    if there:
         raise ConfigError(f"there is a session {link.session} already; try again")
 
 

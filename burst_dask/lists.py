@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich import box
+from rich.console import Console, ConsoleOptions
+from rich.table import Table
+from rich.text import Text
+
 from burst_dask.report import as_text, counts, flat, frame, money, when
 from burst_dask.worker.memory_watch import format_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from rich.console import Console, ConsoleOptions
-    from rich.table import Table
 
 #: Characters between columns.
 _GAP = 3
@@ -43,10 +46,6 @@ class _Grid:
         raise NotImplementedError
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        from rich import box  # noqa: PLC0415 - only who prints a table needs it
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-
         table = Table(title=self.title(), title_justify="left", box=box.SIMPLE)
         lines = self.lines()
         shown = self._fitting(lines, options.max_width)

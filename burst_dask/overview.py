@@ -22,8 +22,9 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Close, Manifest, SessionEntry, decode
 from burst_dask.protocol.session import SessionState
+from burst_dask.session import opened
 from burst_dask.statuses import session_status
-from burst_dask.store import Store, open_store
+from burst_dask.store import Store
 
 #: Sessions looked into at once; each may send dozens of requests at a time.
 _AT_ONCE = 25
@@ -59,8 +60,7 @@ def list_sessions(
     """
     if details is not None and (isinstance(details, bool) or not isinstance(details, int) or details < 0):
         raise ConfigError(f"details={details!r}: must be a whole number of runs, or None for all")
-    opened = open_store(store, **options) if store is None or isinstance(store, str | os.PathLike) else store
-    return sync.run(_list(opened, details))
+    return sync.run(_list(opened(store, options), details))
 
 
 async def _list(store: Store, details: int | None) -> SessionList:

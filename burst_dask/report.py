@@ -17,6 +17,11 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from burst_dask.config import Settings
 from burst_dask.errors import ConfigError
@@ -24,7 +29,6 @@ from burst_dask.worker.memory_watch import format_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from rich.table import Table
 
 #: What becomes of a task, in the order in which people read it.
 TASK_STATES = ("pending", "running", "completed", "failed", "cancelled")
@@ -58,10 +62,6 @@ class _Table:
         return frame(self.records())
 
     def __rich__(self) -> Table:
-        from rich import box  # noqa: PLC0415 - only who prints a table needs it
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-
         table = Table(title=self.title(), title_justify="left", show_header=False, box=box.SIMPLE)
         for name, value in self.rows():
             table.add_row(name, Text(value))  # as text: brackets in it are not markup
@@ -268,8 +268,6 @@ def add_up(runs: Iterable[RunStatus]) -> dict[str, int]:
 
 def as_text(table: Any) -> str:
     """Return what rich prints of a table, without colours."""
-    from rich.console import Console  # noqa: PLC0415 - only who prints a table needs it
-
     text = StringIO()
     Console(file=text, width=TEXT_WIDTH).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
@@ -359,9 +357,6 @@ def progress(show: bool | None, title: str) -> Iterator[Update | None]:
 
 @contextlib.contextmanager
 def _on_terminal(title: str) -> Iterator[Update]:
-    from rich.console import Console  # noqa: PLC0415 - imported by who shows a bar
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=console.is_terminal) as bar:

@@ -116,7 +116,7 @@ class Session(Calling):
         wanted = check_workers(workers, fleet)
         check_name(name)
         packed = pack(code, packages)
-        opened = _open(store, options)
+        place = opened(store, options)
         clock, entropy = SystemClock(), Entropy()
         manifest = Manifest(
             session=SessionId(entropy.token(8)),
@@ -128,7 +128,7 @@ class Session(Calling):
             environment=packed.environment,
         )
         author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
-        self._link = Link(opened, manifest, checked, author, SessionState())
+        self._link = Link(place, manifest, checked, author, SessionState())
         self._progress = progress
         self._entered: list[dask.config.set] = []
         sync.run(links.create(self._link, wanted, packed.archive))
@@ -410,7 +410,7 @@ def attach(
     identifier = identifier.strip()  # as it comes from a line that was copied
     entropy = Entropy()
     author = Author(WorkerId(f"client-{entropy.token(6)}"), SystemClock(), entropy)
-    link = sync.run(find(_open(store, options), identifier, author))
+    link = sync.run(find(opened(store, options), identifier, author))
     here = link.manifest.host == platform.node() and "memory://" not in link.store.url
     if here and link.workers and sync.run(link.condition()) == "open":
         link.fleet = _fleet_here(link)
@@ -423,11 +423,12 @@ def attach(
 # ---------------------------------------------------------------------------- arguments
 
 
-def _open(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
+def opened(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
+    """Return the store that a client means."""
     if isinstance(store, str | os.PathLike) or store is None:
-        opened = open_store(store, **options)
+        new = open_store(store, **options)
         # A person waits here, and of many reads of a remote store some are slow.
-        return Hedging(opened) if _is_remote(opened.url) else opened
+        return Hedging(new) if _is_remote(new.url) else new
     if options:
         raise ConfigError(f"{', '.join(options)}: an open store takes no options")
     return store

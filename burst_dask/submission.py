@@ -15,7 +15,7 @@ import msgspec
 from burst_dask import sync
 from burst_dask.errors import BurstError, ConfigError, StoreUnavailable, UnpicklableTask
 from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize, unpack_outputs
-from burst_dask.graph.shards import exceptions, seconds
+from burst_dask.graph.shards import exceptions, numbers_in, seconds
 from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
@@ -163,10 +163,10 @@ def numbers(outputs: bytes) -> list[int]:
     >>> numbers(pickle.dumps([3, [1]]))
     [3, 1]
     """
-    shape = pickle.loads(outputs)  # noqa: S301
-    found: list[int] = []
-    unpack_outputs(shape.outputs if isinstance(shape, Repacked) else outputs, found.append)
-    return found
+    shape = pickle.loads(outputs)  # noqa: S301 - as above
+    if isinstance(shape, Repacked):
+        shape = pickle.loads(shape.outputs)  # noqa: S301 - as above
+    return list(numbers_in(shape))
 
 
 # ---------------------------------------------------------------------------- what is asked for

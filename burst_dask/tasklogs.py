@@ -233,10 +233,10 @@ class Follower:
         return _by_time(part for part in parts if part.records)
 
     async def more(self) -> list[TaskLog] | None:
-        """Wait for something new and return it; None when the runs have ended and all of it was returned."""
+        """Wait for something new and return it; None when the runs or the session have ended and all was returned."""
         link, settings = self._link, self._link.settings
         while True:
-            over = self._over()
+            over = await self._over()
             if logs := await self.news():
                 self._since = link.clock.monotonic()
                 return logs
@@ -246,8 +246,11 @@ class Follower:
             await link.clock.sleep(policy.patience(waited, settings.wait_poll_min, settings.wait_poll_max))
             await link.follow()
 
-    def _over(self) -> bool:
+    async def _over(self) -> bool:
         """Tell whether nothing more was to come when the last news was read."""
-        state, readers = self._link.state, self._readers
-        ended = (run in state.cancelled or not reader.view.totals().pending for run, reader in readers.items())
-        return state.closed or (bool(readers) and all(ended))
+        link, readers = self._link, self._readers
+        ended = (run in link.state.cancelled or not reader.view.totals().pending for run, reader in readers.items())
+        if readers and all(ended):
+            return True
+        # Closed or past its deadline: workers that are yet alive commit what they have.
+        return await link.condition() != "open" and not (await link.seen()).status.alive

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 
 from burst_dask import report
 from burst_dask.errors import RunCancelled, StoreUnavailable
+from burst_dask.journal import packs
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
 from burst_dask.protocol import policy
-from burst_dask.protocol.keys import ShardId
+from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.shard import Phase
 
 #: Seconds between surveys for a progress bar; each costs as much as a dozen looks or more.
@@ -169,10 +170,15 @@ class Watch:
                 del self.pending[number]
 
     async def _follow(self, waited: float) -> None:
-        """Look into the session log now and then: somebody may have cancelled the run."""
+        """Look into the session log now and then: somebody may have cancelled the run, or one that it needs."""
         if waited - self._followed >= policy.patience(waited, 5.0, 30.0):
             self._followed = waited
             await self._link.follow()
+            if self.pending and (other := await cancelled_input(self._link, self._view)) is not None:
+                raise RunCancelled(
+                    f"run {self._view.run} cannot be completed: run {other}, of which it needs a result, was cancelled "
+                    "without it. What does not need it goes on, and collect() returns what is done"
+                )
         if self.pending and self._view.run in self._link.state.cancelled:
             raise _cancelled(self._view)
 
@@ -183,3 +189,41 @@ def _cancelled(view: RunView) -> RunCancelled:
         f"run {view.run} was cancelled with at least {totals.done} of its {totals.total} tasks done. "
         "What was committed is kept until the session is cleaned up"
     )
+
+
+async def cancelled_input(link: Link, view: RunView) -> RunId | None:
+    """Return a cancelled run of which a run needs a result that nobody computes any more, if there is one.
+
+    The run may need it by way of tasks of other runs. No request while no run of the session is cancelled.
+    """
+    cancelled = link.state.cancelled
+    if not cancelled or not view.plan.externals:
+        return None
+    alive = frozenset((await link.seen()).alive)
+    views: dict[RunId, RunView | None] = {}
+    dependencies: dict[tuple[RunId, int], tuple[tuple[int, ...], ...]] = {}
+    stack = list(view.plan.externals)
+    seen = set(stack)
+    while stack:
+        run, task = stack.pop()
+        if run not in views:
+            views[run] = other = await link.view(run)
+            if other is not None:
+                await other.survey()
+        other = views[run]
+        if other is None or other.outcome(task) is not None:
+            continue
+        if run in cancelled:
+            if other.owner(task)[0].index.holder in alive:
+                continue  # tasks that run are let finish
+            return run
+        plan = other.plan
+        shard, position = plan.locate(task)
+        if (run, shard) not in dependencies:
+            record = await packs.read_record(link.store.get_ranges, run, plan.shards[shard].place)
+            dependencies[run, shard] = record.dependencies
+        needs = dependencies[run, shard][position]
+        new = {(run, need) if need < plan.tasks else plan.externals[need - plan.tasks] for need in needs} - seen
+        seen |= new
+        stack += new
+    return None

@@ -1,4 +1,4 @@
-"""What the acceptance tests act with: real workers, their deaths, and files that tell who is where."""
+"""What tests act with: real workers, their deaths, and files that tell who is where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import psutil
 from burst_dask import Session, sync
 from burst_dask.errors import StoreAccessDenied
 from burst_dask.fleet import records
+from burst_dask.journal.view import RunView
 from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.records import Plan
 from burst_dask.store import Store
 from burst_dask.testing.invariants import assert_run_invariants
 
@@ -55,6 +57,32 @@ class Marks:
         """Wait, in a task, until the test has opened that gate."""
         while not (self.directory / gate).exists():
             time.sleep(0.005)
+
+
+class Gate:
+    """A task waits here until the test opens it; a file, so that it pickles."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def wait(self, value: Any = None) -> Any:
+        while not self.place.exists():
+            time.sleep(0.002)
+        return value
+
+    def open(self) -> None:
+        self.place.touch()
+
+
+def plans(session: Session) -> list[Plan]:
+    """Return the plans of all runs of a session."""
+
+    async def read() -> list[Plan]:
+        await session._link.follow()
+        views = [await RunView.open(session._link.store, run) for run in session._link.state.runs]
+        return [view.plan for view in views if view is not None]
+
+    return sync.run(read())
 
 
 def start_worker(session: Session, processes: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:

@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent / "worker"))
 sys.path.insert(0, str(Path(__file__).parent / "store"))
 sys.path.insert(0, str(Path(__file__).parent))
 import servers
-from acting import Marks, children
+from acting import Gate, Marks, children
+
+from burst_dask import Session
 
 if TYPE_CHECKING:
     from breaking import Case
@@ -100,6 +102,36 @@ def marks(tmp_path: Path) -> Iterator[Marks]:
     directory = tmp_path / "marks"
     directory.mkdir()
     yield Marks(directory)
+
+
+@pytest.fixture
+def burst(tmp_path: Path) -> Iterator[Session]:
+    """A session with two workers in this process."""
+    session = Session(f"memory://{tmp_path.name}", workers=2, progress=False, wait_poll_min=0.005)
+    yield session
+    session.cleanup(force=True)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Session]:
+    """A session without workers."""
+    session = Session(f"memory://{tmp_path.name}", fleet=None, progress=False, wait_poll_min=0.005)
+    yield session
+    session.cleanup(force=True)
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of calls are written when they are asked for, and not because time passes."""
+    monkeypatch.setattr("burst_dask.grouping.QUIET", 3600.0)
+    monkeypatch.setattr("burst_dask.grouping.MOST_WAIT", 3600.0)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()  # so that no thread is left waiting
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def run(*arguments):
 
 @pytest.fixture
 def attached(monkeypatch):
-    """Stands in for `burst_dask.attach`; remembers how it was called."""
+    """Stands in for `attach`; remembers how it was called."""
     calls = []
     status = SimpleNamespace(to_dict=lambda: {"total": 3, "done": 1})
 
@@ -32,7 +32,8 @@ def attached(monkeypatch):
             raise UnknownId("there is no session 'nosuch'; did you mean 'nosuck'?")
         return SimpleNamespace(status=lambda: status, cleanup=cleanup)
 
-    monkeypatch.setattr(burst_dask, "attach", attach, raising=False)
+    for module in ("looking", "options"):
+        monkeypatch.setattr(f"burst_dask.commands.{module}.attach", attach)
     return calls
 
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import traceback
 from collections import namedtuple
-from pathlib import Path
 
 import dask
 import numpy as np
@@ -27,36 +26,6 @@ def burst(tmp_path):
     session = Session(f"memory://{tmp_path.name}", workers=2, progress=False, wait_poll_min=0.005, commit_interval=0.05)
     yield session
     session.cleanup(force=True)
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """A session without workers."""
-    session = Session(f"memory://{tmp_path.name}", fleet=None, progress=False)
-    yield session
-    session.cleanup(force=True)
-
-
-class Gate:
-    """A task waits here until the test opens it; a file, so that it pickles."""
-
-    def __init__(self, place):
-        self.place = Path(place)
-
-    def wait(self, value=None):
-        while not self.place.exists():
-            threading.Event().wait(0.002)
-        return value
-
-    def open(self):
-        self.place.touch()
-
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.open()  # so that no thread is left waiting
 
 
 def named(name, function, *args):

@@ -225,7 +225,7 @@ def test_watch_keeps_a_table_up_to_date_on_a_terminal(monkeypatch: pytest.Monkey
         def update(self, status: Any, refresh: bool) -> None:
             shown.append((status, refresh))
 
-    monkeypatch.setattr("rich.live.Live", Live)
+    monkeypatch.setattr("burst_dask.commands.watching.Live", Live)
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
     with watching._view(as_json=False) as update:
         update(status("running", 1))
@@ -288,6 +288,71 @@ def test_collect_writes_dataframes_as_one_table(session: Session, burst: Callabl
     assert sorted(pandas.read_parquet(output)["n"]) == [0, 1, 10, 11]
 
 
-def test_collect_refuses_a_file_of_another_kind(session: Session, burst: Callable[..., Result], tmp_path: Path) -> None:
-    result = burst("collect", session.id, "-o", str(tmp_path / "results.csv"))
-    assert result.exit_code == 1 and "must end with .pkl or .parquet" in result.output
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("results.csv", 1, "must end with .pkl or .parquet"),
+        ("nosuch/results.pkl", 1, "there is no directory"),
+    ],
+)
+def test_collect_refuses_before_it_waits(
+    session: Session, burst: Callable[..., Result], tmp_path: Path, name: str, code: int, message: str
+) -> None:
+    session.compute(dask.delayed(1))  # nobody works on it
+    result = burst("collect", session.id, "--wait", "-o", str(tmp_path / name))
+    assert result.exit_code == code and message in result.output and "Nothing was collected" in result.output
+
+
+def test_collect_writes_classes_of_a_script(session: Session, burst: Callable[..., Result], tmp_path: Path) -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec("class Here:\n    value = 7", space)
+    run = session.compute(dask.delayed(space["Here"])(dask_key_name="here"))
+    work(session)
+    assert burst("collect", run.id, "-o", str(tmp_path / "results.pkl")).exit_code == 0
+    assert pickle.loads((tmp_path / "results.pkl").read_bytes())["here"].value == 7
+
+
+def test_collect_writes_what_is_done_when_no_more_comes(
+    session: Session, burst: Callable[..., Result], tmp_path: Path
+) -> None:
+    session.compute(dask.delayed(sum)([1, 2], dask_key_name="three"))
+    work(session)
+    session.compute(dask.delayed(sum)([2, 2], dask_key_name="four"))  # nobody works on it
+    output = tmp_path / "results.pkl"
+    late = burst("collect", "nightly", "--wait", "--timeout", "0.2", "-o", str(output), "--json")
+    assert late.exit_code == 1 and "is not complete after" in late.stderr
+    assert (json.loads(late.stdout)["pending"], pickle.loads(output.read_bytes())) == (1, {"three": 3})
+    sync.run(session._link.append(Close()))
+    over = burst("collect", "nightly", "--wait", "-o", str(output))
+    assert over.exit_code == 1 and "is closed, and its workers have gone" in over.stderr
+    assert "1 results, 0 failed, 1 pending" in over.stdout
+    assert burst("collect", "nightly", "--timeout", "3").exit_code == 2
+
+
+def test_collect_tells_what_could_not_be_written(
+    session: Session, burst: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("cloudpickle.dump", full)
+    (tmp_path / "results.pkl").write_bytes(b"of before")
+    result = burst("collect", session.id, "-o", str(tmp_path / "results.pkl"))
+    assert result.exit_code == 1 and "could not be written: no space left" in result.output
+    assert (tmp_path / "results.pkl").read_bytes() == b"of before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.pkl", "store"]
+
+
+def test_collect_of_a_session_without_runs(session: Session, burst: Callable[..., Result], tmp_path: Path) -> None:
+    result = burst("collect", session.id, "--wait", "-o", str(tmp_path / "results.pkl"))
+    assert (result.exit_code, pickle.loads((tmp_path / "results.pkl").read_bytes())) == (0, {})
+
+
+def test_of_a_key_that_several_runs_have_the_last_result_counts(
+    session: Session, burst: Callable[..., Result], tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        session.compute(dask.delayed(abs)(number, dask_key_name="same"))
+        work(session)
+    burst("collect", "nightly", "-o", str(tmp_path / "results.pkl"))
+    assert pickle.loads((tmp_path / "results.pkl").read_bytes()) == {"same": 2}

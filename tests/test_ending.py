@@ -9,12 +9,13 @@ from acting import ReadOnly
 
 from burst_dask import Session, attach, link, sync
 from burst_dask.clock import Entropy
-from burst_dask.errors import ConfigError, SessionEnded
+from burst_dask.errors import ConfigError, SessionEnded, StoreUnavailable
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.records import Close
-from burst_dask.store import requests_of
+from burst_dask.store import open_store, probe, requests_of
+from burst_dask.store.wrappers import Fault, Faulty
 
 WEEK = 7 * 86400
 
@@ -196,6 +197,38 @@ def test_a_session_past_its_deadline_can_be_cleaned_up_with_work_left():
     assert session.status().state == "closed"
 
 
+def test_a_closed_session_can_be_cleaned_up_with_work_left():
+    """As one of which somebody's forced cleanup was interrupted: nobody works on what is left."""
+    session = opened()
+    run = session.compute(dask.delayed(1))
+    sync.run(session._link.append(Close()))
+    session.cleanup()
+    assert run.status().state == "stopped"
+
+
+@pytest.mark.parametrize("failing", ["create", "put"])
+def test_a_session_that_cannot_be_opened_leaves_nothing(failing, tmp_path):
+    (tmp_path / "helper.py").write_text("")
+    store = open_store(f"memory://{Entropy().token()}")
+    sync.run(probe(store, Entropy()))
+    before = all_keys(store)
+
+    def fail(verb, key):
+        last = key.startswith(keys.SESSIONS) or "/code/" in key
+        return Fault.LOST if verb == failing and last else None
+
+    with pytest.raises(StoreUnavailable):
+        Session(Faulty(store, fail), fleet=None, code=[tmp_path / "helper.py"])
+    assert all_keys(store) == before
+
+
+def all_keys(store) -> list[str]:
+    async def listed():
+        return [meta.key async for page in store.list("") for meta in page]
+
+    return sync.run(listed())
+
+
 def test_a_forced_cleanup_waits_for_workers_elsewhere_that_seldom_look():
     """An idle worker looks into the session log more seldom than a busy one, and writes heartbeats meanwhile."""
     session = opened(
@@ -216,7 +249,4 @@ def test_a_forced_cleanup_waits_for_workers_elsewhere_that_seldom_look():
     session.cleanup(force=True)
     elsewhere.stop(grace=30)
 
-    async def listed():
-        return [meta.key async for page in store.list("") for meta in page if session.id in meta.key]
-
-    assert sync.run(listed()) == []
+    assert [key for key in all_keys(store) if session.id in key] == []

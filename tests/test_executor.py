@@ -17,22 +17,6 @@ from burst_dask import Session
 from burst_dask.errors import ConfigError, WaitTimeout
 
 
-@pytest.fixture
-def burst(tmp_path):
-    """A session with two workers in this process."""
-    session = Session(f"memory://{tmp_path.name}", workers=2, progress=False, wait_poll_min=0.005)
-    yield session
-    session.cleanup(force=True)
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """A session without workers."""
-    session = Session(f"memory://{tmp_path.name}", fleet=None, progress=False)
-    yield session
-    session.cleanup(force=True)
-
-
 def wait_for(place, value):
     while not Path(place).exists():
         threading.Event().wait(0.002)

@@ -10,35 +10,11 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+from acting import plans
 
-from burst_dask import Session, sync
+from burst_dask import Session
 from burst_dask.errors import ConfigError, RunCancelled, UnknownId
 from burst_dask.graph import Stored
-from burst_dask.journal.view import RunView
-
-
-@pytest.fixture
-def burst(tmp_path):
-    """A session with two workers in this process."""
-    session = Session(f"memory://{tmp_path.name}", workers=2, progress=False, wait_poll_min=0.005)
-    yield session
-    session.cleanup(force=True)
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """A session without workers."""
-    session = Session(f"memory://{tmp_path.name}", fleet=None, progress=False)
-    yield session
-    session.cleanup(force=True)
-
-
-def plans(session):
-    async def read():
-        await session._link.follow()
-        return [(await RunView.open(session._link.store, run)).plan for run in session._link.state.runs]
-
-    return sync.run(read())
 
 
 def nodes(collection):

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections import namedtuple
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import dask
@@ -41,42 +40,6 @@ Point = namedtuple("Point", "x y")
 @dataclass
 class Holder:
     value: object
-
-
-@pytest.fixture
-def burst(tmp_path):
-    """A session with two workers in this process."""
-    session = Session(f"memory://{tmp_path.name}", workers=2, progress=False, wait_poll_min=0.005)
-    yield session
-    session.cleanup(force=True)
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """A session without workers."""
-    return Session(f"memory://{tmp_path.name}", fleet=None, progress=False, wait_poll_min=0.005)
-
-
-class Gate:
-    """A task waits here until the test opens it; a file, so that it pickles."""
-
-    def __init__(self, place):
-        self.place = Path(place)
-
-    def wait(self, value=None):
-        while not self.place.exists():
-            threading.Event().wait(0.002)
-        return value
-
-    def open(self):
-        self.place.touch()
-
-
-@pytest.fixture
-def gate(tmp_path):
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.open()  # so that no thread is left waiting
 
 
 # ---------------------------------------------------------------------------- collecting
@@ -278,6 +241,9 @@ class Refusing:
     def describe(self):
         return "nothing"
 
+    def remove(self):
+        pass
+
     def alive(self):
         return 0
 
@@ -313,6 +279,9 @@ class OneAfterAnother:
         beat = Beat(worker=name, host="h", pid=1, threads=1, started=0.0)
         sync.run(self.link.store.put(keys.beat(self.link.session, name), encode(beat)))
         return 1
+
+    def remove(self):
+        pass
 
     def end(self, number):
         name = WorkerId(f"w{number}")

@@ -17,16 +17,6 @@ from burst_dask.protocol import keys
 from burst_dask.store import Retrying, open_store
 from burst_dask.store.wrappers import Counting, Fault, Faulty
 
-SLOW = {"wait_poll_min": 0.005}
-
-
-@pytest.fixture
-def burst(tmp_path):
-    """A session with two workers in this process."""
-    session = Session(f"memory://{tmp_path.name}", workers=2, progress=False, **SLOW)
-    yield session
-    session.cleanup(force=True)
-
 
 @pytest.fixture
 def alone(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from burst_dask import Session, sync
 from burst_dask.errors import UnknownId
+from burst_dask.protocol.records import Close
 from burst_dask.submission import Asked
 from burst_dask.tasklogs import Follower, LogRecord, TaskLog
 
@@ -152,6 +153,17 @@ def test_following_ends_when_the_run_is_cancelled(burst):
     run = burst.compute(delayed(speak_when, "never", 1, key="never"))
     run.cancel()
     assert sync.run(Follower(burst._link, [run.id]).more()) is None
+
+
+@pytest.mark.parametrize("end", ["closed", "expired"])
+def test_following_ends_with_the_session(end):
+    session = Session("memory://ends", fleet=None, progress=False, session_timeout=0.3)
+    run = session.compute(delayed(speak, 1, key="never"))
+    if end == "closed":
+        sync.run(session._link.append(Close()))
+    assert sync.run(Follower(session._link, [run.id]).more()) is None
+    assert session.status().state == end
+    session.cleanup(force=True)
 
 
 def test_records_are_cut_into_lines():

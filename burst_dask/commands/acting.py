@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import click
+from dask.utils import parse_timedelta
 
 from burst_dask.commands import options
 from burst_dask.errors import ConfigError
+from burst_dask.session import attach
 
 
 @click.command()
@@ -15,8 +17,6 @@ from burst_dask.errors import ConfigError
 @options.as_json
 def cancel(identifier: str, store: str | None, force: bool, as_json: bool) -> None:
     """Cancel a run, or all runs of a session."""
-    from burst_dask import attach  # noqa: PLC0415 - imports Dask
-
     # None: a session, of which nobody looks whether anything was left to cancel
     was_left = attach(identifier, store=store).cancel(force=force)
     said = f"{identifier} had nothing left to cancel" if was_left is False else f"{identifier} is cancelled"
@@ -30,8 +30,6 @@ def cancel(identifier: str, store: str | None, force: bool, as_json: bool) -> No
 @options.as_json
 def extend(identifier: str, duration: str, store: str | None, as_json: bool) -> None:
     """Let a session last DURATION from now at least, such as 90m, 2h, 3d or 7200 (seconds)."""
-    from dask.utils import parse_timedelta  # noqa: PLC0415 - imports Dask
-
     try:
         seconds = float(parse_timedelta(duration))
     except (ValueError, KeyError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from burst_dask.commands import options
+from burst_dask.overview import list_sessions
+from burst_dask.session import attach
 
 
 @click.command()
@@ -13,8 +15,6 @@ from burst_dask.commands import options
 @options.as_json
 def ls(store: str | None, details: int, as_json: bool) -> None:
     """List the sessions of a store, the newest activity first."""
-    from burst_dask import list_sessions  # noqa: PLC0415 - imports Dask
-
     found = list_sessions(store, details=details)
     options.show(found.to_dicts(), found, as_json)
 
@@ -25,8 +25,6 @@ def ls(store: str | None, details: int, as_json: bool) -> None:
 @options.as_json
 def status(identifier: str, store: str | None, as_json: bool) -> None:
     """Show how far a run or a session is."""
-    from burst_dask import attach  # noqa: PLC0415 - imports Dask
-
     found = attach(identifier, store=store).status()
     options.show(found.to_dict(), found, as_json)
 

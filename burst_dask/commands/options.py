@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 
 from burst_dask.errors import ConfigError
+from burst_dask.protocol import keys
+from burst_dask.run import Run
+from burst_dask.session import Session, attach
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,8 +39,6 @@ def show(data: Any, table: Any, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(data))
         return
-    from rich.console import Console  # noqa: PLC0415 - only who prints a table needs it
-
     console = Console()
     if console.is_terminal:
         console.print(table)
@@ -44,22 +46,17 @@ def show(data: Any, table: Any, as_json: bool) -> None:
         click.echo(str(table))
 
 
-def session_of(identifier: str, store: str | None, what: str) -> Any:
+def session_of(identifier: str, store: str | None, what: str) -> Session:
     """Return the session that is meant; refuse a run, of which `what` says why."""
-    from burst_dask import Run, attach  # noqa: PLC0415 - imports Dask
-    from burst_dask.protocol import keys  # noqa: PLC0415
-
-    found = attach(identifier, store=store)
+    found: Run | Session = attach(identifier, store=store)
     if isinstance(found, Run):  # which the id alone does not tell: a name may have a dot in it
         raise ConfigError(f"{identifier} is a run; {what} {keys.session_of(identifier)}")
     return found
 
 
-def run_of(identifier: str, store: str | None, what: str) -> Any:
+def run_of(identifier: str, store: str | None, what: str) -> Run:
     """Return the run that is meant; refuse a session, of which `what` says why."""
-    from burst_dask import Session, attach  # noqa: PLC0415 - imports Dask
-
-    found = attach(identifier, store=store)
+    found: Run | Session = attach(identifier, store=store)
     if isinstance(found, Session):
         runs = [run.id for run in found.status().runs]
         which = f"its runs are {', '.join(runs[-10:])}" if runs else "it has no run"

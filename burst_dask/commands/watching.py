@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.live import Live
 
 from burst_dask import sync
 from burst_dask.clock import Clock, SystemClock
 from burst_dask.commands import options
 from burst_dask.errors import StoreUnavailable
+from burst_dask.session import attach
 
 #: Seconds between looks.
 INTERVAL = 2.0
@@ -32,8 +35,6 @@ def watch(identifier: str, store: str | None, interval: float, as_json: bool) ->
     each change is a JSON object. Exit codes: 0 all tasks have results, 1 some failed, were cancelled,
     or will not be done.
     """
-    from burst_dask import attach  # noqa: PLC0415 - imports Dask
-
     watched = attach(identifier, store=store)
     last = None
     with _view(as_json) as update:
@@ -73,9 +74,6 @@ def _went_well(status: Any) -> bool:
 @contextlib.contextmanager
 def _view(as_json: bool) -> Iterator[Any]:
     """Show what it is given: in place on a terminal, else when it has changed."""
-    from rich.console import Console  # noqa: PLC0415 - only who watches needs it
-    from rich.live import Live  # noqa: PLC0415
-
     console = Console()
     if console.is_terminal and not as_json:
         # No second screen and no own thread: it works over any ssh, and what was last seen stays there.

@@ -14,10 +14,11 @@ Nothing here reads or writes the store.
 from burst_dask.graph.cutting import cut
 from burst_dask.graph.reading import Annotations, MissingKey, Outside, materialize
 from burst_dask.graph.shards import LargeConstantWarning, ShardedGraph, unpack_outputs
-from burst_dask.graph.stored import Stored
+from burst_dask.graph.stored import Captured, Stored
 
 __all__ = [
     "Annotations",
+    "Captured",
     "LargeConstantWarning",
     "MissingKey",
     "Outside",

@@ -82,7 +82,7 @@ class ShardedGraph:
         self.notes = notes
         self.externals = externals or {}
         self._external_keys = list(self.externals)
-        self._wanted = sorted(set(_numbers(outputs)))
+        self._wanted = sorted(set(numbers_in(outputs)))
         self._connect()
         self._beside = _beside(bounds, sizes)
         self._infos: list[ShardInfo] = []
@@ -237,7 +237,7 @@ class ShardedGraph:
             size=self._packed,
             priority=priority,
             externals=tuple(self.externals.values()),
-            names=pickle.dumps([self.keys[number] for number in dict.fromkeys(_numbers(self.outputs))], 5),
+            names=pickle.dumps([self.keys[number] for number in dict.fromkeys(numbers_in(self.outputs))], 5),
         )
 
 
@@ -321,7 +321,7 @@ def unpack_outputs(outputs: bytes, values: Callable[[int], Any]) -> Any:
     >>> unpack_outputs(pickle.dumps([1, [0]]), {0: "a", 1: "b"}.get)
     ('b', ('a',))
     """
-    return _map_nested(pickle.loads(outputs), values, tuple)  # noqa: S301
+    return _map_nested(pickle.loads(outputs), values, tuple)  # noqa: S301 - who may write the store may run code, see README
 
 
 def _map_nested(shape: Any, function: Callable[[Any], Any], kind: Callable[[Any], Any] = list) -> Any:
@@ -330,10 +330,11 @@ def _map_nested(shape: Any, function: Callable[[Any], Any], kind: Callable[[Any]
     return function(shape)
 
 
-def _numbers(outputs: Any) -> Iterator[int]:
+def numbers_in(outputs: Any) -> Iterator[int]:
+    """Yield the numbers in the shape of what was asked for."""
     if isinstance(outputs, list):
         for item in outputs:
-            yield from _numbers(item)
+            yield from numbers_in(item)
     else:
         yield outputs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dask._task_spec import GraphNode
+from dask._task_spec import GraphNode, TaskRef
 
 from burst_dask import sync
 from burst_dask.errors import RunCancelled, UnknownId
@@ -14,6 +14,22 @@ from burst_dask.journal.view import RunView
 from burst_dask.protocol.keys import RunId
 from burst_dask.serialize import load_failure, loads
 from burst_dask.store import open_store
+
+
+class Captured(TaskRef):  # type: ignore[misc]
+    """What a pickled `Future` is elsewhere. Where Dask looks for arguments its result takes its place; else it is none.
+
+    A function that has captured a future, or an object with one as an attribute, finds this.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Captured, (self.key,)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{name}: future {self.key!r} was pickled as part of a function or of an object, where it does not stand "
+            "for its result: give it to the task as an argument, by itself or in lists, tuples, sets and dicts"
+        )
 
 
 class Stored(GraphNode):  # type: ignore[misc]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, ShardId
-from burst_dask.store.base import Meta, Store
+from burst_dask.store.base import Meta, Store, first_page
 from burst_dask.store.requests import PAGE
 
 #: Listings under way at once: far below what one prefix of S3 takes.
@@ -37,13 +37,6 @@ def key_order(shard: ShardId) -> str:
     ['00012-3', '00012-30', '00012']
     """
     return f"{shard}/"
-
-
-async def first_page(store: Store, run: RunId, after: str) -> Sequence[Meta]:
-    """Return the first page of a run's entries whose keys are greater than `after`: one request."""
-    async for page in store.list(keys.run_logs(run), after=after):
-        return page
-    return ()
 
 
 def newest_of(page: Sequence[Meta]) -> dict[ShardId, Newest]:
@@ -99,7 +92,7 @@ class _Listing:
         whole, pages, after = len(stretch), 0, ""
         while True:
             after = max(after, self._behind[stretch[0]])
-            page = await first_page(self._store, self._run, after)
+            page = await first_page(self._store, keys.run_logs(self._run), after)
             pages += 1
             self._take(page)
             if len(page) < PAGE:

@@ -24,7 +24,7 @@ from burst_dask.protocol.records import (
 )
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.shard import Shard
-from burst_dask.store.base import Store
+from burst_dask.store.base import Store, first_page
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,8 @@ async def session_dates(store: Store, session: SessionId, sign: int) -> tuple[fl
     wanted = (keys.entry(log, 0), keys.entry(log, sign))
     dates: dict[str, float] = {}
     for after in ("", keys.entry(log, sign - 1) if sign else ""):
-        async for page in store.list(log, after=after):
-            dates.update((meta.key, meta.modified) for meta in page if meta.key in wanted)
-            break
+        page = await first_page(store, log, after)
+        dates.update((meta.key, meta.modified) for meta in page if meta.key in wanted)
         if len(dates) == len(set(wanted)):
             return dates[wanted[0]], dates[wanted[1]]
     return None

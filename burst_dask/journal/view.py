@@ -13,14 +13,14 @@ from typing import NamedTuple, TypeVar
 
 from burst_dask.errors import CorruptObject, ProtocolError
 from burst_dask.journal import log
-from burst_dask.journal.listing import Newest, first_page, key_order, newest_entries, newest_of
+from burst_dask.journal.listing import Newest, key_order, newest_entries, newest_of
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import unseal
 from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import Location, Plan, decode
 from burst_dask.protocol.shard import Phase, Shard, object_key_name
-from burst_dask.store.base import Span, Store
+from burst_dask.store.base import Span, Store, first_page
 from burst_dask.store.requests import PAGE
 
 #: Requests under way at once when many objects are read: enough to hide 30 ms each, and far
@@ -31,6 +31,8 @@ SURVEY_PARALLEL = 100
 #: Entries of one log read one after another before a listing leads to its newest: as much time as that takes,
 #: and a third of its price.
 READ_ON = 4
+#: Date of an entry that somebody has told of, and no listing.
+UNDATED = 0.0
 #: Bytes of inline results kept from entries that were read anyway.
 INLINE_CACHE = 64 << 20
 
@@ -244,9 +246,7 @@ class RunView:
         """Learn which shards were touched, at one request per 1,000 of them; read nothing."""
         self._touched.update(map(ShardId, await self.store.folders(keys.run_logs(self.run))))
 
-    async def survey(
-        self, choose: Callable[[list[ShardId]], list[ShardId]] | None = None, *, parallel: int = SURVEY_PARALLEL
-    ) -> None:
+    async def survey(self, *, parallel: int = SURVEY_PARALLEL) -> None:
         """Bring the view up to date: listings, then the newest entry of each shard that changed.
 
         One listing when the entries that may matter fit in a page; more of them are listed in
@@ -254,18 +254,11 @@ class RunView:
 
         Parameters
         ----------
-        choose
-            Picks those of the changed shards that are read; None reads all.
         parallel
             Entries read at once.
         """
         await self._list_entries()
-        behind = [shard for shard in self._listed if self._next(shard) <= self._newest(shard)]
-        if choose is not None:
-            behind = [shard for shard in choose(behind) if self._parent_known(shard)]
-        # Parents first, because a child's beginning is known through its parent.
-        for depth in sorted({shard.count("-") for shard in behind}):
-            await in_parallel(self._jump, [shard for shard in behind if shard.count("-") == depth], SURVEY_PARALLEL)
+        await in_parallel(self._jump, self._behind(), parallel)
 
     async def glance(self, choose: Callable[[list[ShardId]], list[ShardId]]) -> set[ShardId] | None:
         """Learn the newest of some shards by one listing; None, once and for all, if the run is too large for that.
@@ -283,9 +276,9 @@ class RunView:
         if self.is_large or await self._list_a_page() is not None:
             self.is_large = True
             return None
-        behind = [shard for shard in self._listed if self._next(shard) <= self._newest(shard)]
+        behind = self._behind()
         chosen = [shard for shard in choose(behind) if self._parent_known(shard)]
-        await in_parallel(self._jump, sorted(chosen, key=lambda shard: shard.count("-")))
+        await in_parallel(self._jump, chosen)
         return set(self._listed) - set(behind) | set(chosen)
 
     def open_shards(self) -> list[ShardId]:
@@ -297,15 +290,15 @@ class RunView:
     def hear(self, shard: ShardId, next: int) -> None:
         """Take in that a shard has `next` entries at least: reading on begins with the last of them."""
         if next > self._last(shard) + 1:
-            self._take({shard: Newest(next - 1, 0.0)})
+            self._take({shard: Newest(next - 1, UNDATED)})
 
     async def last_change(self) -> float:
         """Return when the newest known entry was written, in seconds since 1970 by the store's clock.
 
         When no listing showed the newest entries, they are listed; 0.0 without any entry.
         """
-        unseen = [id for id, shard in self.shards.items() if self._newest(id) < shard.next - 1]
-        behind = {shard: self._before(shard, self._next(shard) - 1) for shard in unseen}
+        known = self.shards.keys() | self._listed.keys()
+        behind = {shard: self._before(shard, self._last(shard)) for shard in known if not self._is_dated(shard)}
         self._take(await newest_entries(self.store, self.run, behind))
         return max((newest.modified for newest in self._listed.values()), default=0.0)
 
@@ -331,7 +324,8 @@ class RunView:
         if entries >= PAGE:
             return ""
         # Of all keys, those of this shard and its children are the first behind this.
-        page = await first_page(self.store, self.run, keys.run_logs(self.run) + keys.root_shard(open))
+        logs = keys.run_logs(self.run)
+        page = await first_page(self.store, logs, logs + keys.root_shard(open))
         self._take(newest_of(page))
         return None if len(page) < PAGE else key_order(keys.shard_of_entry(page[-1].key))
 
@@ -341,6 +335,15 @@ class RunView:
             if self._newest(shard) <= newest.number:
                 self._listed[shard] = newest
         self._touched.update(listed)
+
+    def _behind(self) -> list[ShardId]:
+        """Return the shards that have a newer entry than the one that was read."""
+        return [shard for shard in self._listed if self._next(shard) <= self._newest(shard)]
+
+    def _is_dated(self, shard: ShardId) -> bool:
+        """Tell whether a listing showed when the newest known entry was written."""
+        newest = self._listed.get(shard)
+        return newest is not None and newest.number == self._last(shard) and newest.modified != UNDATED
 
     def _parent_known(self, shard: ShardId) -> bool:
         parent, dash, _ = shard.rpartition("-")

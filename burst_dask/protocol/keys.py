@@ -3,6 +3,7 @@
 ::
 
     probe-v1                                     the store has passed the probe
+    probe/<token>                                what the probe tries, and deletes (`burst_dask.store.probe`)
     sessions/<session>                           manifest; its listing is the list of sessions
     s/<session>/log/<n>                          session log
     s/<session>/clock                            written to read the store's clock

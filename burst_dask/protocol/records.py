@@ -220,7 +220,7 @@ class ShardIndex(msgspec.Struct, frozen=True, omit_defaults=True):
     #: what `Location.object` counts: ``"@<n>"`` is entry n, anything else a segment
     objects: tuple[str, ...] = ()
     reserved: Bitmap = EMPTY
-    #: position -> how often a worker died while it was reserved, see `policy.suspects`
+    #: position -> how often a worker died while it was reserved (PROTOCOL.md rule 10)
     strikes: dict[int, int] = {}
     children: dict[ShardId, Bitmap] = {}
     #: why the shard last lost its holder
@@ -416,6 +416,8 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
     wrote: float = 0.0
     #: store requests in its life, by verb; unknown of one that died
     requests: dict[str, int] = {}
+    #: how many entries of the session log it had read, when it ended by itself
+    next: int = 0
 
 
 class Difference(msgspec.Struct, frozen=True, array_like=True):

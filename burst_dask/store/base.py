@@ -68,7 +68,7 @@ class Store(Protocol):
         """Yield pages of the objects below `prefix` (which ends with ``/`` or is empty), by key.
 
         Only keys greater than `after` are listed; it need not exist, and does not end with ``/``.
-        An empty listing yields no page.
+        Each page but the last has `burst_dask.store.requests.PAGE` keys; an empty listing yields none.
         """
 
     async def folders(self, prefix: str) -> builtins.list[str]:
@@ -94,3 +94,10 @@ class Store(Protocol):
 
     async def time(self, key: str) -> float:
         """Return the store's clock, in seconds since 1970, by writing `key` and reading its date."""
+
+
+async def first_page(store: Store, prefix: str, after: str = "") -> Sequence[Meta]:
+    """Return the first page of a listing, empty when there is none: one request."""
+    async for page in store.list(prefix, after=after):
+        return page
+    return ()

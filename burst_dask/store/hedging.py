@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
-from burst_dask.store.base import Body, Meta, Span, Store
+from burst_dask.store.base import Body, Meta, Span, Store, first_page
 from burst_dask.store.requests import PAGE
 
 T = TypeVar("T")
@@ -54,29 +54,24 @@ class Hedging:
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
         while True:
             start = after
-            page = await self._hedged(lambda start=start: self._page(prefix, start))  # type: ignore[misc]
+            page = await self._hedged(lambda start=start: first_page(self.inner, prefix, start))  # type: ignore[misc]
             if page:
                 yield page
             if len(page) < PAGE:
                 return
             after = page[-1].key
 
-    async def _page(self, prefix: str, after: str) -> Sequence[Meta]:
-        async for page in self.inner.list(prefix, after=after):
-            return page
-        return ()
-
     async def _hedged(self, read: Callable[[], Awaitable[T]]) -> T:
-        first = asyncio.ensure_future(read())
+        tries = [asyncio.ensure_future(read())]
         try:
-            done, _ = await asyncio.wait({first}, timeout=self._after)
-            if done:
-                return first.result()
-            second = asyncio.ensure_future(read())
-            try:
-                done, _ = await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
-                return done.pop().result()
-            finally:
-                second.cancel()
+            done, _ = await asyncio.wait(tries, timeout=self._after)
+            if not done:
+                tries.append(asyncio.ensure_future(read()))
+                done, _ = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
+            # Of two that end at once, the first.
+            return next(one for one in tries if one in done).result()
         finally:
-            first.cancel()
+            for one in tries:
+                one.cancel()
+            # Awaited, so that nothing of them is left, neither a request under way nor an error that nobody looks at.
+            await asyncio.gather(*tries, return_exceptions=True)

@@ -298,7 +298,7 @@ async def test_reading_on_in_a_log_that_has_grown_long_skips_most_of_it(store: S
 
 async def test_reading_on_begins_where_a_listing_ended(store: Store, view: RunView) -> None:
     shard = await grow(store, view.shard(ROOT), 40)
-    await view.survey(lambda changed: [])
+    await view.glance(lambda changed: [])
     assert view.shards == {}
     cost = Cost(store)
     assert await view.poll(ROOT)
@@ -323,6 +323,63 @@ async def test_the_last_change_is_dated_by_the_store(store: Store, how: str) -> 
     assert changed == max(meta.modified for page in pages for meta in page)
     listings = cost().get("list", 0) - len(pages)
     assert listings == 0 if how == "survey" else 1 <= listings <= 2, "what a listing has shown is not listed again"
+
+
+async def test_what_a_heartbeat_tells_of_has_no_date_until_it_is_listed(store: Store, view: RunView) -> None:
+    shard = await grow(store, view.shard(ROOT), 3)
+    view.hear(ROOT, shard.next)
+    assert view.touched(0)
+    assert await view.poll(ROOT)
+    assert view.shards == {ROOT: shard}
+    written = [meta.modified async for page in store.list(keys.run_logs(RUN)) for meta in page]
+    assert await view.last_change() == max(written) > 0.0
+    view.hear(ROOT, shard.next - 1)
+    assert await view.last_change() == max(written), "old news change nothing"
+
+
+async def test_a_leap_reads_the_newest_entry_alone(store: Store, view: RunView) -> None:
+    cost = Cost(store)
+    await view.leap(ROOT)
+    assert cost() == {"list": 1} and view.shards == {}, "there is none"
+    for entries, listings in [(1, 1), (40, 1), (1500, 2)]:
+        shard = await grow(store, view.shard(ROOT), entries)
+        cost()
+        await view.leap(ROOT)
+        assert cost() == {"list": listings, "get": 1}
+        assert view.shards == {ROOT: shard}
+    await view.leap(ROOT)
+    assert cost() == {"list": 1}, "no news"
+    shard = await grow(store, shard, 1100)
+    cost()
+    view.hear(ROOT, shard.next - 5)
+    await view.leap(ROOT)
+    assert cost() == {"list": 1, "get": 1}, "only what came after the heartbeat is listed"
+    assert view.shards == {ROOT: shard}
+
+
+async def test_a_survey_reads_no_more_at_once_than_it_may(store: Store) -> None:
+    class Gate:
+        now = most = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        async def get(self, key: str) -> bytes | None:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0)
+            data = await store.get(key)
+            self.now -= 1
+            return data
+
+    view = await open_large(store, 20)
+    grown = await grow_large(store, view, [1] * 20)
+    for limit in (3, 7):
+        view, gate = RunView(store, view.plan), Gate()
+        view.store = gate  # type: ignore[assignment]
+        await view.survey(parallel=limit)
+        assert gate.most == limit
+        assert len(view.shards) == len(grown)
 
 
 async def test_a_failed_listing_fails_the_survey_as_itself(store: Store) -> None:
@@ -363,7 +420,7 @@ async def test_what_is_not_stored_cannot_be_fetched(store: Store, view: RunView)
 
 async def test_an_entry_that_was_listed_and_is_gone_is_named(store: Store, view: RunView) -> None:
     await split_and_done(store)
-    await view.survey(lambda changed: [])
+    await view.glance(lambda changed: [])
     await store.delete([keys.entry(keys.shard_log(RUN, ROOT), 2)])
     with pytest.raises(CorruptObject, match="entry 2 of shard 00000"):
         await view._jump(ROOT)

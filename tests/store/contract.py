@@ -198,6 +198,7 @@ class StoreContract:
         assert await listed(store, "many/") == keys
         assert [len(page) async for page in store.list("many/")] == [1000, 1000, 500]
         assert await listed(store, "many/", after=keys[1200]) == keys[1201:]
+        assert [len(page) async for page in store.list("many/", after=keys[1200])] == [1000, 299]
         assert await listed(store, "many/", after=keys[-1]) == []
         before = requests_of(store)["delete"]
         await store.delete([*keys[:1400], *(f"absent/{number}" for number in range(100))])

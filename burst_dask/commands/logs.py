@@ -9,24 +9,21 @@ from datetime import UTC, datetime
 import click
 
 from burst_dask import sync
+from burst_dask.commands import options
 from burst_dask.protocol.keys import RunId
 from burst_dask.run import Run
 from burst_dask.session import attach
 from burst_dask.tasklogs import Follower, LogRecord, TaskLog
 
 
-@click.command(name="logs")
-@click.argument("identifier", metavar="ID")
-@click.option(
-    "--store", envvar="BURST_STORE", help="URL of the store, such as s3://bucket/prefix; by default the local one."
-)
+@click.command()
+@options.identifier
+@options.store
 @click.option("--key", help="Only of the task with this key; ID is that of a run then.")
 @click.option("--worker", help="Only what was printed on the worker with this id.")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the run, or all runs of the session, have ended.")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the runs, or the session, have ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for scripts.")
-def command(
-    identifier: str, store: str | None, key: str | None, worker: str | None, follow: bool, as_json: bool
-) -> None:
+def logs(identifier: str, store: str | None, key: str | None, worker: str | None, follow: bool, as_json: bool) -> None:
     """Show what the tasks of a run or session have printed, and their logging records.
 
     Of each try of a task the last 64 KB are kept. They are shown once its worker has committed them.
@@ -46,8 +43,8 @@ def command(
     if not follow:
         _show(sync.run(follower.news()), as_json)
         return
-    while (logs := sync.run(follower.more())) is not None:
-        _show((log for log in logs if key is None or str(log.key) == key), as_json)
+    while (news := sync.run(follower.more())) is not None:
+        _show((log for log in news if key is None or str(log.key) == key), as_json)
 
 
 def _show(logs: Iterable[TaskLog], as_json: bool) -> None:
