@@ -10,7 +10,7 @@ import msgspec
 from burst_dask.errors import ConfigError
 
 _MAY_BE_ZERO = {"retry_delay", "worker_price"}
-_MAY_BE_NONE = {"session_timeout", "absolute_timeout"}
+_MAY_BE_NONE = {"session_timeout", "absolute_timeout", "max_cost", "max_hourly_cost"}
 #: Seconds that a session may be asked to last at most, 100 years: beyond, dates cannot be told.
 LONGEST = 100 * 365 * 86_400.0
 
@@ -87,6 +87,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     resources: dict[str, float] = {}
     #: USD an hour that a worker costs, for what status says of the cost so far; those on this machine cost nothing
     worker_price: float = 0.0
+    #: USD that the session may cost in all: workers and requests. Then workers take no new work, commit what they
+    #: have and exit. None: no limit
+    max_cost: float | None = None
+    #: USD an hour that its workers may cost together; None: no limit
+    max_hourly_cost: float | None = None
 
     @classmethod
     def of(cls, **values: Any) -> Settings:

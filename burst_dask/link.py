@@ -25,6 +25,7 @@ from burst_dask.errors import (
 from burst_dask.fleet.base import Fleet
 from burst_dask.journal import log
 from burst_dask.journal.heartbeats import heartbeats
+from burst_dask.journal.spending import Spending
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
@@ -72,16 +73,6 @@ class WorkersSeen(NamedTuple):
     beats: dict[WorkerId, float]
 
 
-class Spent(NamedTuple):
-    """What one worker has spent so far."""
-
-    #: by verb
-    requests: dict[str, int]
-    #: since its start
-    seconds: float
-    threads: int
-
-
 @dataclass
 class Link:
     """What a client knows of a session; shared by a `Session` and its runs."""
@@ -97,8 +88,6 @@ class Link:
     futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
     #: what is known of runs, so that a second look at one reads only what is new
     views: dict[RunId, RunView] = field(default_factory=dict)
-    #: what workers have spent in their lives, of those whose life is over
-    spent: dict[WorkerId, Spent] = field(default_factory=dict)
     #: number of the newest sign of a client, and the store's dates of entry 0 and of that one
     _dates: tuple[int, float, float] = (-1, 0.0, 0.0)
     #: by how much the store's clock is ahead of this machine's; None while it was not read
@@ -108,6 +97,11 @@ class Link:
     def guard(self) -> Guard:
         """What sees to it that somebody works; one for all waits, however short each of them is."""
         return Guard(self)
+
+    @functools.cached_property
+    def spending(self) -> Spending:
+        """What workers have spent, as far as it was read."""
+        return Spending(self.store, self.session)
 
     @property
     def session(self) -> SessionId:

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from burst_dask.journal.view import SURVEY_PARALLEL, RunView, Totals, in_parallel
-from burst_dask.link import Link, Spent, WorkersSeen, notes
-from burst_dask.protocol import keys
+from burst_dask.journal.view import RunView, Totals, in_parallel
+from burst_dask.link import Link, WorkersSeen, notes
 from burst_dask.protocol.keys import RunId, WorkerId
-from burst_dask.protocol.records import Beat, Ended, decode
 from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.store import cost_of, requests_of
 
@@ -40,37 +38,17 @@ async def survey_workers(link: Link, own: bool = True) -> Workers:
         Whether the requests of this client count.
     """
     seen = await link.seen()
-    alive, ended = set(seen.alive), set(seen.ended)
-    new = [worker for worker in seen.beats.keys() | ended if worker not in link.spent]
-    spents = await in_parallel(lambda one: _spent(link, seen.beats.get(one), one, one in ended), new, SURVEY_PARALLEL)
-    found = dict(zip(new, spents, strict=True))
-    # One whose heartbeat only stopped may be back: a machine that slept.
-    link.spent.update({worker: spent for worker, spent in found.items() if worker in ended})
-    everybody = link.spent | found
+    everybody = await link.spending.look(seen.beats, seen.ended)
     requests: Counter[str] = Counter(requests_of(link.store) if own else {})
     for spent in everybody.values():
         requests.update(spent.requests)
     seconds = sum(spent.seconds for spent in everybody.values())
     return Workers(
         seen=seen,
-        threads=sum(everybody[worker].threads for worker in alive),
+        threads=sum(everybody[worker].threads for worker in seen.alive),
         requests=dict(requests),
         cost=cost_of(dict(requests)) + seconds / 3600 * link.settings.worker_price,
     )
-
-
-async def _spent(link: Link, seen: float | None, worker: WorkerId, has_ended: bool) -> Spent:
-    """Return what one worker has spent: by its last words, or by its heartbeat, which was last `seen` then."""
-    beat_key, ended_key = keys.beat(link.session, worker), keys.ended(link.session, worker)
-    first, *last = await in_parallel(link.store.get, [beat_key, ended_key] if has_ended else [beat_key])
-    if first is None:  # it refused the session
-        return Spent({}, 0.0, 0)
-    beat = decode(Beat, beat_key, first)
-    requests, until = beat.requests, seen or beat.started
-    for data in filter(None, last):
-        ended = decode(Ended, ended_key, data)
-        requests, until = ended.requests or requests, ended.wrote
-    return Spent(requests, max(0.0, until - beat.started), beat.threads)
 
 
 async def run_status(link: Link, view: RunView, workers: Workers, condition: str | None = None) -> RunStatus:

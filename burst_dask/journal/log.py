@@ -117,6 +117,26 @@ async def session_dates(store: Store, session: SessionId, sign: int) -> tuple[fl
     return None
 
 
+async def try_append_session(
+    store: Store, session: SessionId, state: SessionState, author: Author, action: SessionAction
+) -> SessionState | None:
+    """Append `action` right behind `state`, or not at all: None when others have appended meanwhile.
+
+    For what was decided by that state and may be wrong by a newer one.
+    """
+    entry = _session_entry(state, author, author.entropy.token(), action)
+    key = keys.entry(keys.session_log(session), entry.number)
+    if await store.create(key, encode(entry)):
+        return state.apply(entry)
+    data = await store.get(key)
+    landed = data is not None and decode(SessionEntry, key, data).nonce == entry.nonce
+    return state.apply(entry) if landed else None
+
+
+def _session_entry(state: SessionState, author: Author, nonce: str, action: SessionAction) -> SessionEntry:
+    return SessionEntry(number=state.next, writer=author.name, nonce=nonce, wrote=author.clock.wall(), action=action)
+
+
 async def append_session(
     store: Store, session: SessionId, state: SessionState, author: Author, action: SessionAction
 ) -> SessionState:
@@ -127,9 +147,7 @@ async def append_session(
     log = keys.session_log(session)
     nonce = author.entropy.token()
     while True:
-        entry = SessionEntry(
-            number=state.next, writer=author.name, nonce=nonce, wrote=author.clock.wall(), action=action
-        )
+        entry = _session_entry(state, author, nonce, action)
         after = state.apply(entry)
         if await store.create(keys.entry(log, entry.number), encode(entry)):
             return after

@@ -313,6 +313,32 @@ class Scale(msgspec.Struct, frozen=True, tag="scale"):
     workers: int
 
 
+class Adapt(msgspec.Struct, frozen=True, tag="adapt"):
+    """The fleet should have as many workers as the work is worth, within these bounds."""
+
+    minimum: int
+    maximum: int
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """Its writer is about to start that many workers: the number of this entry is the number of the start."""
+
+    workers: int
+
+
+class Afford(msgspec.Struct, frozen=True, tag="afford"):
+    """The session may cost that much in all, in USD; it goes on if it was halted."""
+
+    max_cost: float
+
+
+class Halt(msgspec.Struct, frozen=True, tag="halt"):
+    """The session's money is spent: workers take no new work, commit what they have and exit. In USD."""
+
+    spent: float
+    max_cost: float
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """Workers take no new work of the run; None means of every run so far."""
 
@@ -325,7 +351,7 @@ class Close(msgspec.Struct, frozen=True, tag="close"):
     """The session is over: workers commit what they have and exit."""
 
 
-SessionAction = Open | AddRun | Attach | Extend | Scale | Cancel | Close
+SessionAction = Open | AddRun | Attach | Extend | Scale | Adapt | Start | Afford | Halt | Cancel | Close
 
 
 class SessionEntry(Record, frozen=True, tag="session-entry", kw_only=True):
@@ -408,9 +434,10 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
 
     KIND = 7
     worker: WorkerId
-    #: ``"idle"``, ``"closed"``, ``"expired"``, ``"stopped"`` (SIGTERM), ``"stuck"`` (its threads run what was given
-    #: up), ``"killed"`` (it ran a task of a run that was cancelled by force), ``"died"``, ``"refused"`` (its versions
-    #: do not fit) or ``"unprepared"`` (code or packages could not be put in place)
+    #: ``"idle"``, ``"closed"``, ``"expired"``, ``"halted"`` (the session's money is spent), ``"stopped"`` (SIGTERM),
+    #: ``"stuck"`` (its threads run what was given up), ``"killed"`` (it ran a task of a run that was cancelled by
+    #: force), ``"died"``, ``"refused"`` (its versions do not fit) or ``"unprepared"`` (code or packages could not be
+    #: put in place)
     reason: str
     message: str = ""
     wrote: float = 0.0

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
 from burst_dask.errors import IllegalTransition
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import (
+    Adapt,
     AddRun,
+    Afford,
     Attach,
     Cancel,
     Close,
     Extend,
+    Halt,
     Open,
     Scale,
     SessionEntry,
+    Start,
 )
 
 #: Seconds by which the clocks of clients and workers are taken to differ at most. They say when to ask the store
@@ -37,8 +42,16 @@ class SessionState(msgspec.Struct, frozen=True):
     closed: bool = False
     #: seconds since 1970 by the store's clock; 0 while nobody extended the session
     until: float = 0.0
-    #: how many workers the fleet should have; None while nobody said so
+    #: how many workers the fleet should have, at most; None while nobody said so
     workers: int | None = None
+    #: how many of them it should have at least, while there is work; the same unless it adapts to the work
+    minimum: int = 0
+    #: starts of workers: number of the entry -> how many, and when that was by the clock of who started them
+    starts: dict[int, tuple[int, float]] = {}
+    #: USD that the session may cost in all, if that was changed since its opening
+    max_cost: float | None = None
+    #: what had been spent when it was found to be all; None while the session goes on
+    halted: float | None = None
     #: number of the newest entry that is a sign of a client: OPEN, RUN, ATTACH or EXTEND
     sign: int = 0
     #: when that entry and entry 0 were written by the clocks of their writers: for people, and as a hint when to
@@ -93,27 +106,38 @@ class SessionState(msgspec.Struct, frozen=True):
         action = entry.action
         if isinstance(action, Open) != (self.next == 0):
             raise IllegalTransition(f"session log: {type(action).__name__} as entry {entry.number}")
-        changes: dict[str, object] = {}
+        changes = _CHANGES[type(action)](self, entry, action)
         if isinstance(action, Open | AddRun | Attach | Extend):
             changes |= {"sign": entry.number, "sign_wrote": entry.wrote}
-        if isinstance(action, AddRun):
-            changes["runs"] = {**self.runs, action.run: action.priority}
-        elif isinstance(action, Extend):
-            changes["until"] = max(self.until, action.until)
-        elif isinstance(action, Scale):
-            changes["workers"] = action.workers
-        elif isinstance(action, Cancel):
-            these = set(self.runs) if action.run is None else {action.run}
-            changes["cancelled"] = self.cancelled | these
-            if action.force:
-                changes["killed"] = self.killed | these
-        elif isinstance(action, Close):
-            changes["closed"] = True
-        elif isinstance(action, Open):
-            changes["opened_wrote"] = entry.wrote
-        else:
-            assert isinstance(action, Attach)
         return msgspec.structs.replace(self, next=self.next + 1, **changes)
+
+
+def _cancel(state: SessionState, entry: SessionEntry, action: Cancel) -> dict[str, Any]:
+    these = set(state.runs) if action.run is None else {action.run}
+    killed = {"killed": state.killed | these} if action.force else {}
+    return {"cancelled": state.cancelled | these, **killed}
+
+
+def _halt(state: SessionState, entry: SessionEntry, action: Halt) -> dict[str, Any]:
+    # Whoever wrote it may not have known yet that more may be spent.
+    known = state.max_cost is None or action.max_cost >= state.max_cost
+    return {"halted": action.spent} if known else {}
+
+
+#: what each action changes
+_CHANGES: dict[type, Callable[[SessionState, SessionEntry, Any], dict[str, Any]]] = {
+    Open: lambda state, entry, action: {"opened_wrote": entry.wrote},
+    AddRun: lambda state, entry, action: {"runs": {**state.runs, action.run: action.priority}},
+    Attach: lambda state, entry, action: {},
+    Extend: lambda state, entry, action: {"until": max(state.until, action.until)},
+    Scale: lambda state, entry, action: {"workers": action.workers, "minimum": action.workers},
+    Adapt: lambda state, entry, action: {"workers": action.maximum, "minimum": action.minimum},
+    Start: lambda state, entry, action: {"starts": {**state.starts, entry.number: (action.workers, entry.wrote)}},
+    Afford: lambda state, entry, action: {"max_cost": action.max_cost, "halted": None},
+    Halt: _halt,
+    Cancel: _cancel,
+    Close: lambda state, entry, action: {"closed": True},
+}
 
 
 def describe(entry: SessionEntry) -> str:
@@ -125,6 +149,14 @@ def describe(entry: SessionEntry) -> str:
         what = f"{action.client} waits"
     elif isinstance(action, Scale):
         what = f"{action.workers} workers were asked for"
+    elif isinstance(action, Adapt):
+        what = f"{action.minimum} to {action.maximum} workers were asked for, as the work is worth"
+    elif isinstance(action, Start):
+        what = f"{entry.writer} was about to start {action.workers} workers"
+    elif isinstance(action, Afford):
+        what = f"the session may cost {action.max_cost:.2f} USD"
+    elif isinstance(action, Halt):
+        what = f"{action.spent:.2f} of {action.max_cost:.2f} USD were spent: the work stops"
     elif isinstance(action, Cancel):
         what = "all runs so far were cancelled" if action.run is None else f"run {action.run} was cancelled"
         what += ", and its running tasks killed" if action.force else ""

@@ -132,7 +132,7 @@ class Client(Machine):
     def _author(self) -> Author:
         return Author(WorkerId(self.name), self.clock, self.entropy)
 
-    async def open(self, settings: Settings, workers: int) -> Link:
+    async def open(self, settings: Settings, workers: int | None) -> Link:
         """Create a session."""
         manifest = Manifest(
             session=SessionId(self.entropy.token(8)),

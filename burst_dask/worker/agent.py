@@ -26,6 +26,7 @@ from burst_dask.protocol import keys, policy
 from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Held, Open, encode
 from burst_dask.protocol.session import SessionState
+from burst_dask.scaling.healer import Healer, heal_quietly
 from burst_dask.store import requests_of
 from burst_dask.worker.backup import BackupTender, stand_in
 from burst_dask.worker.context import Context, logger, wait_for
@@ -58,12 +59,21 @@ class Agent:
         Where it runs, for people.
     memory
         Bytes of resident memory now, for people; called at each heartbeat.
+    healer
+        By which it takes its turn at seeing to the fleet, if it can start workers.
     """
 
     def __init__(
-        self, context: Context, *, host: str = "", pid: int = 0, memory: Callable[[], int] | None = None
+        self,
+        context: Context,
+        *,
+        host: str = "",
+        pid: int = 0,
+        memory: Callable[[], int] | None = None,
+        healer: Healer | None = None,
     ) -> None:
         self.context = context
+        self._healer = healer
         self._host, self._pid, self._memory = host, pid, memory
         self._started = context.clock.wall()
         self.session = SessionState()
@@ -97,7 +107,7 @@ class Agent:
         await self._read_session()
         async with asyncio.TaskGroup() as group:
             self._group = group
-            background = {group.create_task(loop()) for loop in (self._heartbeat, self._follow)}
+            background = {group.create_task(loop()) for loop in (self._heartbeat, self._follow, self._heal)}
             await self._work()
             await self._let_go_of_all()
             for task in background | self._batches:
@@ -167,6 +177,16 @@ class Agent:
             await self.context.clock.sleep(self.context.settings.heartbeat)
             await self._renew()
 
+    async def _heal(self) -> None:
+        """Take turns with the others at seeing to the fleet, for the time when no client does."""
+        if self._healer is None:
+            return
+        self._healer.workers = self.session.workers or 1
+        while not self.context.stopping:
+            await self.context.clock.sleep(self._healer.pause())
+            # What it reads of the session log is not taken in here, but by `_follow`, which heeds it.
+            await heal_quietly(self._healer, self.session)
+
     # ------------------------------------------------------------------ the session log
 
     async def _follow(self) -> None:
@@ -207,6 +227,8 @@ class Agent:
         await context.insist(read)
         if self.session.closed:
             self.stop("closed")
+        elif self.session.halted is not None:
+            self.stop("halted", "the session's max_cost is spent; its work was handed over")
         elif await self._deadline.passed(self.session):
             self.stop("expired", "the session's deadline has passed; its work was handed over")
         self._heed_cancellations()

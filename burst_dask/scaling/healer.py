@@ -1,0 +1,187 @@
+"""Starts the workers that are missing, and ends a session whose money is spent.
+
+Clients do this while they wait, and workers take turns at it when no client is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from burst_dask.config import Settings
+from burst_dask.errors import BurstError
+from burst_dask.journal import log
+from burst_dask.journal.heartbeats import heartbeats
+from burst_dask.journal.log import Author
+from burst_dask.journal.spending import Spending
+from burst_dask.journal.view import RunView, in_parallel
+from burst_dask.protocol.keys import RunId, SessionId
+from burst_dask.protocol.records import Halt, Start
+from burst_dask.protocol.session import CLOCKS_AGREE, SessionState
+from burst_dask.scaling import sizing
+from burst_dask.scaling.sizing import Budget, Demand, Goal
+from burst_dask.store.base import Store
+
+logger = logging.getLogger("burst_dask.scaling")
+
+#: Seconds between looks at the fleet by all together, when all are there: a look at a whole fleet is a request to
+#: the store and some to the service that runs it. With a tenth of the workers left it is a tenth as often.
+TOGETHER_EVERY = 5.0
+#: … and by one of them, at least
+EACH_EVERY = 10.0
+#: Seconds for which a start counts in full, whatever the fleet says of it: its writer sends it within half of
+#: them or never, and after the other half it shows in any listing.
+SETTLED_AFTER = 60.0
+
+
+class Elastic(Protocol):
+    """A fleet whose workers can be started by numbered starts, from anywhere."""
+
+    async def counted(self) -> dict[int, int]:
+        """Return how many workers run or are about to, by the number of their start; others under -1."""
+
+    async def begin(self, number: int, workers: int) -> None:
+        """Start workers as start `number`; asked twice for the same one, it starts none the second time.
+
+        Raises
+        ------
+        FleetError
+            Some or all could not be started.
+        """
+
+
+class Healer:
+    """Compares the fleet with what is wanted, and sees to it that both agree."""
+
+    def __init__(self, store: Store, session: SessionId, settings: Settings, author: Author, fleet: Elastic) -> None:
+        self._store = store
+        self._session = session
+        self._settings = settings
+        self._author = author
+        self._fleet = fleet
+        self._spending = Spending(store, session)
+        self._views: dict[RunId, RunView] = {}
+        self._complete: set[RunId] = set()
+        #: number of a start -> when it was first seen here
+        self._seen: dict[int, float] = {}
+        #: how many there are to take turns with
+        self.workers = 1
+
+    def pause(self) -> float:
+        """Return the seconds until the next turn of one of `workers`, who do not know of each other."""
+        each = max(EACH_EVERY, TOGETHER_EVERY * self.workers)
+        return each * self._author.entropy.uniform(0.1, 1.9)
+
+    async def heal(self, state: SessionState) -> SessionState:
+        """Do what is to be done; return the session's state after it.
+
+        Raises
+        ------
+        FleetError
+            Workers are missing and could not be started.
+        """
+        state = await self._follow(state)
+        while state.workers is not None and not state.closed and state.halted is None:
+            there = await self._there(state)
+            budget = await self._budget(state)
+            if sizing.is_spent(budget, there):
+                return await self._halt(state, budget)
+            can = sizing.affordable(budget)
+            most = state.workers if can is None else min(state.workers, can)
+            if there >= most:  # whatever there is to do
+                return state
+            missing = min(await self._wanted(state), most, there + sizing.MOST_AT_ONCE) - there
+            if missing <= 0:
+                return state
+            asked = self._author.clock.monotonic()
+            after = await log.try_append_session(self._store, self._session, state, self._author, Start(missing))
+            if after is not None:
+                # Others count it for so long only: this process may have slept.
+                if self._author.clock.monotonic() - asked < SETTLED_AFTER / 2:
+                    logger.info("starting %d workers", missing)
+                    await self._fleet.begin(after.next - 1, missing)
+                return after
+            state = await self._follow(state)  # somebody was first: count anew
+        return state
+
+    async def _follow(self, state: SessionState) -> SessionState:
+        async for entry in log.read_session(self._store, self._session, state.next):
+            state = state.apply(entry)
+        return state
+
+    async def _there(self, state: SessionState) -> int:
+        """Return how many workers run, may run, or are about to."""
+        counted = await self._fleet.counted()
+        now = self._author.clock.monotonic()
+        for number, (workers, wrote) in state.starts.items():
+            if not self._is_settled(number, wrote, now):
+                counted[number] = max(workers, counted.get(number, 0))
+        there = sum(counted.values())
+        self.workers = max(1, there)
+        return there
+
+    async def _budget(self, state: SessionState) -> Budget:
+        settings = self._settings
+        total = settings.max_cost if state.max_cost is None else state.max_cost
+        spent = 0.0
+        if total is not None:
+            beats, ended = await heartbeats(self._store, self._session)
+            found = await self._spending.look(beats, ended, fresh=False)
+            starting = sum(workers for workers, _ in state.starts.values()) * sizing.PAID_BEFORE
+            spent = sum(each.cost(settings.worker_price) for each in found.values())
+            spent += starting / 3600 * settings.worker_price
+        return Budget(settings.worker_price, total, spent, settings.max_hourly_cost)
+
+    def _is_settled(self, number: int, wrote: float, now: float) -> bool:
+        """Tell whether the fleet's own count shows all of a start that there ever will be.
+
+        By the time since the start was first seen here; by wall clocks only when they leave no doubt.
+        """
+        seen = self._seen.setdefault(number, now)
+        return now - seen >= SETTLED_AFTER or self._author.clock.wall() - wrote >= CLOCKS_AGREE + SETTLED_AFTER
+
+    async def _wanted(self, state: SessionState) -> int:
+        assert state.workers is not None
+        goal = Goal(state.minimum, state.workers)
+        return sizing.wanted(goal, await self._demand(state), self._settings.threads)
+
+    async def _demand(self, state: SessionState) -> Demand:
+        """Return what is left to do in all runs."""
+        pending, ran, seconds = 0, 0, 0.0
+
+        async def look(run: RunId) -> RunView | None:
+            view = self._views.get(run) or await RunView.open(self._store, run)
+            if view is not None:
+                await view.survey()
+            return view
+
+        live = [run for run in state.live_runs if run not in self._complete]
+        for run, view in zip(live, await in_parallel(look, live), strict=True):
+            if view is None:
+                continue
+            totals = view.totals()
+            if not totals.pending:
+                self._complete.add(run)
+                self._views.pop(run, None)
+                continue
+            self._views[run] = view
+            pending += totals.pending
+            ran += sum(shard.index.outcomes.ran for shard in view.shards.values())
+            seconds += totals.seconds
+        return Demand(pending, pending * seconds / ran if ran else None)
+
+    async def _halt(self, state: SessionState, budget: Budget) -> SessionState:
+        assert budget.total is not None
+        logger.warning("%.2f of %.2f USD are spent: the work stops", budget.spent, budget.total)
+        return await log.append_session(
+            self._store, self._session, state, self._author, Halt(budget.spent, budget.total)
+        )
+
+
+async def heal_quietly(healer: Healer, state: SessionState) -> SessionState:
+    """Heal, if it can be done: a worker has better to do than to fail because others could not be started."""
+    try:
+        return await healer.heal(state)
+    except BurstError as error:
+        logger.warning("%s", error)
+        return state
