@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ class Gate:
 
     def open(self) -> None:
         self.place.touch()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what other processes will do."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def plans(session: Session) -> list[Plan]:

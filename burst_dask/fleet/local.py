@@ -57,8 +57,12 @@ class LocalFleet:
         Bytes for each worker; None shares out what the machine has, 0 watches nothing.
     directory
         Where records and logs lie; by default below `fleets_directory`.
+    memory
+        Bytes that the workers share out; None is all that the machine has.
     environment
         What workers get besides this process's own environment.
+    tied
+        Whether the workers end with this process.
     """
 
     #: the module that an agent runs; tests put a stand-in here
@@ -72,13 +76,17 @@ class LocalFleet:
         threads: int = 1,
         memory_limit: int | None = None,
         directory: Path | None = None,
+        memory: int | None = None,
         environment: Mapping[str, str] | None = None,
+        tied: bool = False,
     ) -> None:
         self.directory = directory or fleets_directory() / session
         self._session = session
         self._store_url = store_url
         self._threads = threads
         self._memory_limit = memory_limit
+        self._memory = memory
+        self._tied = tied
         self._environment = dict(environment or {})
         self._entropy = Entropy()
         self._clock = SystemClock()
@@ -101,6 +109,13 @@ class LocalFleet:
             if missing > 0:
                 self._start(missing, there)
         return max(0, missing)
+
+    def slots(self) -> int:
+        """Return how many workers run or are about to."""
+        if not self.directory.exists():
+            return 0
+        with records.locked(self.directory):
+            return self._slots()
 
     def alive(self) -> int:
         """Return how many worker processes run on this machine."""
@@ -172,7 +187,9 @@ class LocalFleet:
     def _start(self, count: int, there: int) -> None:
         """Start a supervisor of `count` agents besides those that are there. The lock must be held."""
         path = self.directory / f"{self._entropy.token()}{records.SUFFIX}"
-        limit = system_memory() // (there + count) if self._memory_limit is None else self._memory_limit
+        limit = self._memory_limit
+        if limit is None:
+            limit = (self._memory or system_memory()) // (there + count)
         options = Options(
             session=self._session,
             store=self._store_url,
@@ -181,6 +198,7 @@ class LocalFleet:
             memory_limit=limit,
             spill_directory=str(self.directory / "spill"),
             agent=self.agent,
+            parent=os.getpid() if self._tied else 0,
         )
         command = [
             sys.executable,

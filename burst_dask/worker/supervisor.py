@@ -94,6 +94,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     give_up_after: int = 10
     #: what an agent runs; tests put a stand-in here
     agent: str = AGENT
+    #: pid of the process that has started it and with which it stops; 0: it goes on alone
+    parent: int = 0
 
 
 def agent_command(options: Options, worker: WorkerId, spill: Path, lifeline: int) -> list[str]:
@@ -371,6 +373,7 @@ class Supervisor:
         """Return the exit code of `child` once it has ended, by itself or because it had to."""
         limit = self.options.memory_limit
         while (code := child.process.poll()) is None:
+            self._heed_parent()
             if self._stop_by is not None and self._clock.monotonic() >= self._stop_by:
                 child.verdict = f"had not ended {self.options.grace:g} s after SIGTERM, killed"
                 child.kill()
@@ -386,6 +389,11 @@ class Supervisor:
         child.close()
         del self.children[child.worker]
         return code
+
+    def _heed_parent(self) -> None:
+        if self.options.parent and self._stop_by is None and os.getppid() != self.options.parent:
+            log.info("the process that has started this one is gone")
+            self.stop()
 
     def _tell(self, child: Child, code: int) -> None:
         """Report a death, in the background: a slow store must not delay the restart."""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import dask
 import numpy as np
 import pytest
-from acting import QUICK, ReadOnly
+from acting import QUICK, ReadOnly, until
 
 from burst_dask import Session, attach, link, list_sessions, sync
 from burst_dask.errors import ConfigError, RunCancelled, SessionEnded, UnknownId
@@ -67,14 +67,6 @@ def stored(place, session_id):
         return [meta.key async for page in open_store(place).list("") for meta in page if session_id in meta.key]
 
     return sync.run(listed())
-
-
-def until(condition):
-    """Wait for what the workers will do."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------------------- create

@@ -6,7 +6,7 @@ import time
 
 import dask
 import pytest
-from acting import QUICK
+from acting import QUICK, until
 
 from burst_dask import Session, attach, list_sessions, sync
 from burst_dask.errors import ConfigError, RunCancelled, UnknownId
@@ -29,13 +29,6 @@ def sessions(any_store):
     yield open_session
     for session in opened:
         session.cleanup(force=True)
-
-
-def until(condition):
-    """Wait for what the workers will do."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def test_a_session_is_used_from_anywhere_and_leaves_nothing(sessions, any_store):

@@ -1,0 +1,207 @@
+"""Workers inside a running `distributed` cluster: on Slurm, on Kubernetes, anywhere that has one.
+
+Beside each of the cluster's workers runs a local fleet (`burst_dask.fleet.local`), started by
+`distributed.Client.run`. The cluster lends its machines; its scheduler knows nothing of the tasks, and may be
+restarted. The processes outlive the client, and end with the cluster's worker beside which they run, so that
+none is left when its job is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Worker, get_client
+from distributed.client import default_client
+
+from burst_dask.errors import ConfigError, FleetError
+from burst_dask.fleet.local import LocalFleet
+from burst_dask.protocol.keys import SessionId
+
+#: Seconds to wait for the scheduler of a cluster, and for an answer of its workers.
+CONNECT = 20.0
+
+
+def address_of_default() -> str:
+    """Return the address of the scheduler of this process's `distributed.Client`.
+
+    Raises
+    ------
+    ConfigError
+        There is no client.
+    """
+    try:
+        return str(get_client().scheduler.address)
+    except ValueError:
+        raise ConfigError(
+            "fleet='distributed' runs workers inside the cluster of this process's distributed.Client, and there is "
+            "none: make one with distributed.Client(address). Nothing was started"
+        ) from None
+
+
+class ClusterFleet:
+    """Worker processes beside the workers of a `distributed` cluster.
+
+    Parameters
+    ----------
+    session, store_url
+        What the workers work for; the cluster's machines must reach the store.
+    address
+        Of the cluster's scheduler.
+    threads
+        Threads of each worker.
+    memory_limit
+        Bytes for each worker; None shares out what the cluster's worker may use.
+    """
+
+    def __init__(
+        self, session: SessionId, store_url: str, address: str, *, threads: int = 1, memory_limit: int | None = None
+    ) -> None:
+        self._session = session
+        self._address = address
+        self._arguments: dict[str, Any] = {
+            "session": session,
+            "store_url": store_url,
+            "threads": threads,
+            "memory_limit": memory_limit,
+        }
+
+    def start(self, count: int) -> None:
+        """Start `count` workers, where the fewest are."""
+        if count < 0:
+            raise ConfigError(f"{count} workers cannot be started")
+        self._start(count, self._counts())
+
+    def ensure(self, workers: int) -> int:
+        """Start what is missing to `workers`; return how many that were."""
+        counts = self._counts()
+        missing = max(0, workers - sum(counts.values()))
+        self._start(missing, counts)
+        return missing
+
+    def reduce(self, workers: int) -> None:
+        """Stop all if there are more than `workers`: which of them have nothing to do is not known."""
+        if self.alive() > workers:
+            self.stop()
+
+    def alive(self) -> int:
+        """Return how many worker processes run in the cluster."""
+        return sum(self._run(_alive).values())
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Let the workers hand over within `grace` seconds, then kill them; returns when they are gone."""
+        self._run(_stop, grace=grace)
+
+    def remove(self) -> None:
+        """Stop the workers and delete their logs."""
+        self._run(_remove)
+
+    def describe(self) -> str:
+        """Say in one line what runs, and where."""
+        try:
+            return f"{self.alive()} worker processes beside the workers of the cluster at {self._address}"
+        except FleetError as error:
+            return str(error)
+
+    # ------------------------------------------------------------------ the cluster
+
+    @cached_property
+    def _client(self) -> Client:
+        """The client of this process if it is one of that cluster, else one of our own."""
+        try:
+            client = default_client()
+            if client.scheduler.address == self._address:
+                return client
+        except ValueError:
+            pass  # there is none
+        try:
+            return Client(self._address, timeout=CONNECT, set_as_default=False, name="burst-dask")
+        except (OSError, TimeoutError) as error:
+            raise FleetError(
+                f"the cluster at {self._address} does not answer ({error}). What was submitted is kept; workers may be "
+                f"started elsewhere: burst worker --session {self._session} --store URL"
+            ) from error
+
+    def _counts(self) -> dict[str, int]:
+        """Return how many workers run, or are about to, beside each worker of the cluster."""
+        counts = self._run(_count)
+        if not counts:
+            raise FleetError(f"the cluster at {self._address} has no workers now; what was submitted is kept")
+        return counts
+
+    def _start(self, count: int, counts: Mapping[str, int]) -> None:
+        wanted = spread(count, counts)
+        for address, number in wanted.items():
+            self._run(_start, workers=[address], count=number)
+
+    def _run(self, function: Callable[..., Any], workers: list[str] | None = None, **arguments: Any) -> dict[str, Any]:
+        """Call `function` beside the cluster's workers; return what it answers, by their addresses."""
+        client = self._client
+        try:
+            found = client.run(function, workers=workers, on_error="return", **self._arguments, **arguments)
+        except (OSError, TimeoutError) as error:
+            raise FleetError(f"the cluster at {self._address} does not answer ({error})") from error
+        for address, answer in found.items():
+            if isinstance(answer, ModuleNotFoundError):
+                raise FleetError(
+                    f"worker {address} of the cluster has no {answer.name}: install burst_dask there, as it is here"
+                ) from answer
+            if isinstance(answer, Exception):
+                raise FleetError(f"worker {address} of the cluster failed: {answer}") from answer
+        return dict(found)
+
+
+def spread(count: int, there: Mapping[str, int]) -> dict[str, int]:
+    """Return how many of `count` to add where, so that all have about as many.
+
+    Examples
+    --------
+    >>> spread(4, {"a": 0, "b": 3, "c": 1})
+    {'a': 3, 'c': 1}
+    """
+    sizes = dict(there)
+    for _ in range(count):
+        fewest = min(sizes, key=lambda place: sizes[place])
+        sizes[fewest] += 1
+    return {place: size - there[place] for place, size in sizes.items() if size > there[place]}
+
+
+# ---------------------------------------------------------------------------- beside a worker of the cluster
+
+
+def _beside(worker: Worker, session: SessionId, memory_limit: int | None, **arguments: Any) -> LocalFleet:
+    """Return the fleet beside a worker of the cluster; it ends with this process."""
+    return LocalFleet(
+        session,
+        **arguments,
+        memory_limit=memory_limit,
+        memory=worker.memory_manager.memory_limit,
+        directory=Path(worker.local_directory) / "burst_dask" / session,
+        tied=True,
+    )
+
+
+# `Client.run` calls them in the event loop of the cluster's worker, which must not be held up.
+
+
+async def _start(dask_worker: Worker, count: int, **arguments: Any) -> None:
+    await asyncio.to_thread(_beside(dask_worker, **arguments).start, count)
+
+
+async def _count(dask_worker: Worker, **arguments: Any) -> int:
+    return await asyncio.to_thread(_beside(dask_worker, **arguments).slots)
+
+
+async def _alive(dask_worker: Worker, **arguments: Any) -> int:
+    return await asyncio.to_thread(_beside(dask_worker, **arguments).alive)
+
+
+async def _stop(dask_worker: Worker, grace: float, **arguments: Any) -> None:
+    await asyncio.to_thread(_beside(dask_worker, **arguments).stop, grace)
+
+
+async def _remove(dask_worker: Worker, **arguments: Any) -> None:
+    await asyncio.to_thread(_beside(dask_worker, **arguments).remove)

@@ -1,0 +1,94 @@
+"""Workers beside the workers of a real `distributed` cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from acting import QUICK, until
+from distributed import Client, LocalCluster
+
+from burst_dask import Session
+from burst_dask.errors import ConfigError, FleetError
+from burst_dask.fleet import cluster as cluster_fleet
+from burst_dask.fleet.cluster import ClusterFleet, address_of_default, spread
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    place = str(tmp_path_factory.mktemp("cluster"))
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=place, memory_limit="1GiB"
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    session = Session(str(tmp_path / "store"), fleet=None, progress=False, **QUICK)
+    yield session
+    session.cleanup(force=True)
+
+
+@pytest.fixture
+def fleet(cluster: LocalCluster, session: Session) -> Iterator[ClusterFleet]:
+    fleet = ClusterFleet(session.id, session.store, cluster.scheduler_address)
+    yield fleet
+    fleet.remove()
+    assert fleet.alive() == 0
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def test_a_cluster_lends_its_machines(cluster: LocalCluster, session: Session, fleet: ClusterFleet) -> None:
+    run = session.map(double, range(20))
+    session.flush()
+    assert fleet.ensure(3) == 3 and fleet.ensure(3) == 0
+    assert sorted(fleet._counts().values()) == [1, 2], "spread over the cluster"
+    assert [future.result(timeout=60) for future in run] == list(range(0, 40, 2))
+    assert session.status().workers.alive == 3
+    again = ClusterFleet(session.id, session.store, cluster.scheduler_address)
+    assert "3 worker processes beside the workers of the cluster" in again.describe()
+    again.stop()
+    assert fleet.alive() == 0
+
+
+def test_workers_end_with_the_worker_of_the_cluster_beside_which_they_run(
+    cluster: LocalCluster, session: Session, fleet: ClusterFleet
+) -> None:
+    fleet.ensure(2)
+    pids = fleet._client.run(os.getpid)
+    pid = pids[min(pids)]
+    beside = [one for one in psutil.Process(pid).children(recursive=True) if session.id in " ".join(one.cmdline())]
+    assert beside
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in beside))
+    until(lambda: len(fleet._client.scheduler_info()["workers"]) == 2)  # its nanny has started another
+    assert fleet.ensure(2) == 1
+
+
+def test_without_a_cluster_that_is_said(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_fleet, "CONNECT", 0.5)
+    with pytest.raises(ConfigError, match=r"make one with distributed.Client\(address\)"):
+        address_of_default()
+    nowhere = ClusterFleet(session.id, session.store, "tcp://127.0.0.1:1")
+    with pytest.raises(FleetError, match=r"the cluster at tcp://127\.0\.0\.1:1 does not answer"):
+        nowhere.ensure(1)
+
+
+def test_the_default_client_names_the_cluster(cluster: LocalCluster) -> None:
+    with Client(cluster):
+        assert address_of_default() == cluster.scheduler_address
+
+
+def test_spread_fills_up_where_the_fewest_are() -> None:
+    assert spread(0, {"a": 1}) == {}
+    assert spread(5, {"a": 0, "b": 0}) == {"a": 3, "b": 2}
