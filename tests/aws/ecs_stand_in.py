@@ -57,7 +57,7 @@ class RunningTask:
         self.status, self.desired = "PROVISIONING", "RUNNING"
         self.stop_code = self.reason = self.container_reason = ""
         self.exit_code: int | None = None
-        self.created = time.time()
+        self.created = stand_in.now()
         self.provider = request["capacityProviderStrategy"][0]["capacityProvider"]
         self.process: subprocess.Popen[bytes] | None = None
         self._stand_in = stand_in
@@ -195,6 +195,8 @@ class EcsStandIn:
         self.architectures = {"X86_64", "ARM64"}
         #: images that cannot be pulled
         self.missing_images: set[str] = set()
+        #: the clock
+        self.now = time.time
         #: capacity providers whose tasks wait for a machine
         self.without_machines: set[str] = set()
         self.tasks: list[RunningTask] = []
@@ -308,9 +310,10 @@ class EcsStandIn:
         tasks = [RunningTask(self, request, definition) for _ in range(request.get("count", 1))]
         self.tasks += tasks
         self._tokens[token] = rest, tasks
-        for task in tasks:
+        answer = {"tasks": [task.told() for task in tasks], "failures": []}
+        for task in tasks:  # what becomes of them is not in the answer
             task.start()
-        return {"tasks": [task.told() for task in tasks], "failures": []}
+        return answer
 
     def _list_tasks(self, request: dict[str, Any]) -> Any:
         wanted = request.get("desiredStatus", "RUNNING")
@@ -381,8 +384,8 @@ class EcsStandIn:
                     return
                 headers = {"Content-Type": "application/x-amz-json-1.1"}
                 if isinstance(answer, tuple):
-                    status, code, message = answer
-                    data = {"__type": code, "message": message}
+                    status, code, message, *more = answer
+                    data = {"__type": code, "message": message, **(more[0] if more else {})}
                     self.send(status, json.dumps(data).encode(), headers)
                 else:
                     self.send(200, json.dumps(answer).encode(), headers)

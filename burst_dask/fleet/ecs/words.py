@@ -54,6 +54,7 @@ _REFUSALS: tuple[tuple[str, type[CloudError], str], ...] = (
         CloudLimit,
         "the cluster has as many tasks that wait for an instance as it may have: more are started when these run",
     ),
+    (r"ClusterNotFound", CloudError, "the cluster is gone: the stack was removed; `burst setup aws` makes it again"),
     (r"No Fargate configuration|Invalid '?(cpu|memory)'?", CloudError, "Fargate has no machine of that size"),
     (
         r"capacity provider",
