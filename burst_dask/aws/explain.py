@@ -129,6 +129,11 @@ def is_throttled(code: str) -> bool:
     return _THROTTLED.search(code) is not None
 
 
+def denied_in(message: str, action: str, kept: str = "") -> AccessDenied | None:
+    """Return the error for a refusal that is told in a text, such as the reason of an event; None if it tells none."""
+    return _denied(message, action, "", kept) if _REFUSED.search(message) else None
+
+
 def sentence(*parts: str) -> str:
     """Return what there is of `parts`, each as a sentence of its own.
 
