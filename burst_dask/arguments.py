@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask.utils import parse_bytes
 
 from burst_dask.config import LONGEST, Settings
 from burst_dask.errors import ConfigError
-from burst_dask.worker.memory_watch import format_bytes, processors
+from burst_dask.fleet.ecs import EcsArguments
+from burst_dask.worker.memory_watch import format_bytes
 
 #: Characters of a session's name at most.
 NAME_LENGTH = 200
 #: Bytes for each worker at least; one takes 41 MiB before its first task.
 LEAST_MEMORY = 64 << 20
 
+#: Fleets that a session may ask for; "auto" is one of the others.
+FLEETS = ("auto", "local", "ecs")
+#: Processors of a worker that are a part of one, as Fargate has them.
+PARTS = (0.25, 0.5)
+
 _BRING_YOUR_OWN = (
     "with fleet=None the session starts no workers, and you bring your own: burst worker --session ID --store URL"
 )
 
 
-def split(given: Mapping[str, Any], endpoint_url: str | None) -> tuple[dict[str, str], Settings]:
-    """Return the store's options, and the settings."""
-    fields = Settings.__struct_fields__
+class Given(NamedTuple):
+    """The arguments of a session that it takes by name."""
+
+    #: of the store
+    options: dict[str, str]
+    settings: Settings
+    #: how workers run in the cloud; None when nothing was said of it
+    cloud: EcsArguments | None
+
+
+def split(given: Mapping[str, Any], endpoint_url: str | None) -> Given:
+    """Return the arguments by whom they are for."""
+    fields = (*Settings.__struct_fields__, *EcsArguments.__struct_fields__)
     options = {} if endpoint_url is None else {"endpoint_url": endpoint_url}
     for name, value in given.items():
         if name in fields:
@@ -32,22 +48,24 @@ def split(given: Mapping[str, Any], endpoint_url: str | None) -> tuple[dict[str,
         if close := difflib.get_close_matches(name, fields, 1, 0.75):
             raise ConfigError(f"there is no setting {name!r}; did you mean {close[0]!r}?")
         options[name] = value
-    return options, Settings.of(**{name: value for name, value in given.items() if name in fields})
+    settings = Settings.of(**{name: given[name] for name in given if name in Settings.__struct_fields__})
+    cloud = {name: given[name] for name in given if name in EcsArguments.__struct_fields__}
+    return Given(options, settings, EcsArguments(**cloud) if cloud else None)
 
 
-def check_workers(workers: int | None, fleet: str | None) -> int | None:
+def check_workers(workers: int | None, fleet: str | None) -> None:
+    """Raise unless such a fleet can have so many workers; None is as many as suit it."""
     if fleet is None:
         if workers is not None:
             raise ConfigError(f"workers={workers} with fleet=None: {_BRING_YOUR_OWN}")
-        return None
-    if fleet != "local":
-        raise ConfigError(f"fleet={fleet!r}: must be 'local' or None; {_BRING_YOUR_OWN}")
+        return
+    if fleet not in FLEETS:
+        raise ConfigError(f"fleet={fleet!r}: must be {', '.join(map(repr, FLEETS))} or None; {_BRING_YOUR_OWN}")
     if workers is None:
-        return processors()
+        return
     check_count(workers)
     if workers < 1:
         raise ConfigError(f"workers={workers}: a session needs at least 1; {_BRING_YOUR_OWN}")
-    return workers
 
 
 def check_count(workers: int) -> None:
@@ -77,7 +95,7 @@ def check_seconds(what: str, seconds: float) -> None:
         raise ConfigError(f"{what}={seconds!r}: must be a number of seconds, more than 0 and at most {LONGEST:g}")
 
 
-def size(cpu: int | None, memory: str | int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+def size(cpu: float | None, memory: str | int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that `cpu` and `memory` stand for.
 
     >>> size(4, "8GB", {})
@@ -90,8 +108,12 @@ def size(cpu: int | None, memory: str | int | None, settings: Mapping[str, Any])
         if setting in settings:
             raise ConfigError(f"{name}={value!r} and {setting}={settings[setting]!r} are the same setting: give one")
         found[setting] = value
-    if cpu is not None and (isinstance(cpu, bool) or not isinstance(cpu, int) or cpu < 1):
-        raise ConfigError(f"cpu={cpu!r}: must be a whole number of threads for each worker, 1 or more")
+    if cpu in PARTS:
+        found["threads"] = 1
+    elif cpu is not None and (isinstance(cpu, bool) or not isinstance(cpu, int) or cpu < 1):
+        raise ConfigError(
+            f"cpu={cpu!r}: must be a whole number of threads for each worker, 1 or more; on Fargate also 0.25 and 0.5"
+        )
     if memory is not None:
         found["memory_limit"] = _bytes(memory)
     return found

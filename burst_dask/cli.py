@@ -7,7 +7,8 @@ Those of some commands say more:
   not be done because the session is over.
 * ``burst worker`` has one more, see ``worker/README.md``.
 * ``burst doctor`` ends with 0 when every rule holds and with 1 when one is broken, whatever garbage it finds;
-  ``--json`` tells that from an error, which prints no JSON.
+  ``--json`` tells that from an error, which prints no JSON. ``burst doctor aws`` ends with 1 when something keeps
+  workers from running.
 
 Completion in a shell: ``eval "$(_BURST_COMPLETE=bash_source burst)"``, or ``zsh_source``, ``fish_source``.
 """
@@ -32,9 +33,13 @@ _COMMANDS = {
     "collect": "burst_dask.commands.collecting:collect",
     "demo": "burst_dask.demo:command",
     "doctor": "burst_dask.doctor:command",
+    "doctor aws": "burst_dask.commands.aws:doctor_aws",
+    "image": "burst_dask.commands.image:image_group",
     "extend": "burst_dask.commands.acting:extend",
     "ls": "burst_dask.commands.looking:ls",
     "logs": "burst_dask.commands.logs:logs",
+    "setup": "burst_dask.commands.aws:setup_group",
+    "teardown": "burst_dask.commands.aws:teardown_group",
     "scale": "burst_dask.commands.acting:scale",
     "status": "burst_dask.commands.looking:status",
     "story": "burst_dask.commands.looking:story",
@@ -55,6 +60,13 @@ class _Group(click.Group):
         module, attribute = _COMMANDS[name].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if " ".join(arguments[:2]) in _COMMANDS:  # of two words, where the first one is a command, too
+            arguments = [" ".join(arguments[:2]), *arguments[2:]]
+        return super().resolve_command(context, arguments)
 
     def invoke(self, context: click.Context) -> Any:
         try:

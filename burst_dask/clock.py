@@ -32,6 +32,13 @@ class Clock(Protocol):
         """Return after `seconds`."""
 
 
+class PausingClock(Clock, Protocol):
+    """A clock by which threads wait, for calls that block."""
+
+    def pause(self, seconds: float) -> None:
+        """Block this thread for `seconds`; never the thread of an event loop."""
+
+
 class SystemClock:
     """The clock of this machine."""
 
@@ -43,6 +50,9 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 class Entropy:

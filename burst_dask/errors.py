@@ -25,7 +25,13 @@
     ├── WaitTimeout             the time ran out; the run goes on
     ├── FleetError              workers could not be started, or all refused the session
     │   ├── VersionMismatch         worker and client differ in Python or Dask
-    │   └── EnvironmentFailed       the session's code or packages could not be put in place
+    │   ├── EnvironmentFailed       the session's code or packages could not be put in place
+    │   └── CloudError              the cloud did not do what was asked
+    │       ├── AccessDenied            a right is missing, which it names
+    │       ├── CredentialsMissing      there are none, or the cloud does not know them
+    │       ├── CredentialsExpired      renew them: nothing was lost
+    │       ├── CloudUnavailable        throttled or unreachable: try again
+    │       └── CloudLimit              a quota of the account is used up
     └── ProtocolError           a rule of PROTOCOL.md is broken: please report it
         ├── IllegalTransition       an entry that the shard's state does not allow
         └── InvariantBroken         what a run left in its store does not agree with itself
@@ -140,6 +146,38 @@ class VersionMismatch(FleetError):
 
 class EnvironmentFailed(FleetError):
     """The session's code could not be unpacked, or its packages not be installed, on a worker."""
+
+
+class CloudError(FleetError):
+    """The cloud that workers run on did not do what was asked; the message names the call."""
+
+
+class AccessDenied(CloudError, PermissionError):
+    """A right is missing.
+
+    Attributes
+    ----------
+    action
+        Which one, as IAM writes it: ``ecs:RunTask``.
+    """
+
+    action: str = ""
+
+
+class CredentialsMissing(CloudError):
+    """There are no credentials, or the cloud does not know them."""
+
+
+class CredentialsExpired(CloudError):
+    """The credentials have expired. Workers have their own, and go on."""
+
+
+class CloudUnavailable(CloudError, ConnectionError):
+    """Throttled or unreachable, also after retries; trying later may help."""
+
+
+class CloudLimit(CloudError):
+    """A quota of the account is used up, or would be."""
 
 
 class ProtocolError(BurstError):

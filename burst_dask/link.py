@@ -14,15 +14,20 @@ from burst_dask.clock import Clock
 from burst_dask.config import Settings
 from burst_dask.environment.versions import table
 from burst_dask.errors import (
+    AccessDenied,
     BurstError,
+    CloudError,
+    CloudLimit,
+    CloudUnavailable,
     ConfigError,
+    CredentialsMissing,
     EnvironmentFailed,
     FleetError,
     SessionEnded,
     StoreAccessDenied,
     VersionMismatch,
 )
-from burst_dask.fleet.base import Fleet
+from burst_dask.fleet.base import Fleet, Remote
 from burst_dask.journal import log
 from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.spending import Spending
@@ -92,6 +97,8 @@ class Link:
     _dates: tuple[int, float, float] = (-1, 0.0, 0.0)
     #: by how much the store's clock is ahead of this machine's; None while it was not read
     _ahead: float | None = None
+    #: of what was warned
+    _warned: set[str] = field(default_factory=set)
 
     @functools.cached_property
     def guard(self) -> Guard:
@@ -263,6 +270,25 @@ class Link:
         records = [record for record in await in_parallel(read, ended) if record is not None]
         return max(records, key=lambda record: record.wrote, default=None)
 
+    def have_workers(self) -> int:
+        """Start the workers that are missing, if they are started from here; return how many that were.
+
+        It blocks. What a cloud refuses is a warning here: the work is written down, and others may do it.
+        """
+        if self.fleet is None or not self.workers:
+            return 0
+        try:
+            return self.fleet.ensure(self.workers)
+        except CloudError as error:
+            self.warn(str(error))
+            return 0
+
+    def warn(self, message: str) -> None:
+        """Warn, but not of the same twice: who waits looks again and again."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)
+
     def worker_line(self) -> str:
         """Return the command that starts workers anywhere."""
         return f"burst worker --session {self.session} --store '{self.store.url}'"
@@ -325,10 +351,26 @@ class Guard:
             await self._check_end(condition)
         elif link.fleet is None or self._refused:
             await self._check_beats()
-        elif link.workers and await asyncio.to_thread(link.fleet.ensure, link.workers):
+        elif link.workers and await self._start_missing(link.fleet, link.workers):
             await self._check_restart(link.fleet)
         await link.stay()
         self._due = link.clock.monotonic() + self._every
+
+    async def _start_missing(self, fleet: Fleet, workers: int) -> int:
+        """Start the workers that are missing; return how many that were.
+
+        A cloud that does not start them now may do so later, and somebody else may have the right that is missing
+        here: that is a warning. Where neither helps, it is an error, unless others work.
+        """
+        link = self._link
+        try:
+            return await asyncio.to_thread(fleet.ensure, workers)
+        except CloudError as error:
+            hopeful = isinstance(error, CloudUnavailable | CloudLimit | AccessDenied | CredentialsMissing)
+            if not hopeful and not (await link.seen()).status.alive:
+                raise
+            link.warn(f"workers of session {link.session} are not started now: {error}")
+            return 0
 
     async def _check_end(self, condition: str) -> None:
         """The session is over: workers that are yet alive commit what they have."""
@@ -422,6 +464,11 @@ async def differences(link: Link) -> list[str]:
 async def notes(link: Link, seen: WorkersSeen) -> tuple[str, ...]:
     """Return what a person should know of the session's workers: that they refuse it, or have other packages."""
     found = await differences(link)
+    if isinstance(link.fleet, Remote) and not link.state.closed:
+        try:
+            found += await asyncio.to_thread(link.fleet.notes)
+        except (CloudError, ConfigError) as error:  # who only looks may have no right to ask
+            found.append(f"what became of workers is not known: {error}")
     if seen.ended and not seen.status.alive and not link.state.closed:
         last = await link.newest(seen.ended[-RECORDS_READ:])
         if last is not None and last.reason in REFUSALS:

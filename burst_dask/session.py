@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,17 +17,16 @@ from dask.utils import shorten_traceback
 
 from burst_dask import link as links
 from burst_dask import sync, tasklogs
-from burst_dask.arguments import check_count, check_name, check_seconds, check_workers, size, split
+from burst_dask.arguments import check_count, check_name, check_seconds, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.ending import close, delete, extend, incomplete
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
-from burst_dask.errors import ConfigError, StoreUnavailable
+from burst_dask.errors import ConfigError, FleetError, StoreUnavailable
 from burst_dask.finding import find, open_run
-from burst_dask.fleet.base import Fleet
-from burst_dask.fleet.inprocess import InProcessFleet
-from burst_dask.fleet.local import LocalFleet
+from burst_dask.fleet.base import Logging, ProcessLog
+from burst_dask.fleets import can_start, choose, fleet_of
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
 from burst_dask.protocol import keys
@@ -36,7 +36,8 @@ from burst_dask.protocol.session import SessionState
 from burst_dask.report import SessionStatus
 from burst_dask.run import Run
 from burst_dask.statuses import session_status
-from burst_dask.store import Hedging, Store, open_store, requests_of
+from burst_dask.store import Hedging, Store, default_url, open_store, requests_of
+from burst_dask.store.address import Address
 from burst_dask.submission import Asked, Repack, submit
 from burst_dask.tasklogs import TaskLog
 
@@ -50,14 +51,17 @@ class Session(Calling):
         URL or path, see `burst_dask.store.open_store`; by default a directory of this user. An
         open `Store` will do, too.
     workers
-        How many worker processes; by default one for each processor.
+        How many worker processes; by default one for each processor, and 4 on ECS.
     cpu
-        Threads of each worker process: the setting ``threads`` by its name in the cloud.
+        Threads of each worker process: the setting ``threads`` by its name in the cloud. On ECS each of them has a
+        processor, and 0.25 and 0.5 are less than one.
     memory
         Of each worker process, such as ``"8GB"`` or a number of bytes: the setting ``memory_limit``.
     fleet
         ``"local"`` starts the workers on this machine, whatever the store; they outlive this
-        process. None starts none: bring your own with ``burst worker --session ID --store URL``.
+        process. ``"ecs"`` starts them on Amazon ECS, in the stack of ``burst setup aws``. ``"auto"`` is that for
+        a store on Amazon S3 where the stack stands, and says so, and local otherwise.
+        None starts none: bring your own with ``burst worker --session ID --store URL``.
     endpoint_url
         Of an S3-compatible service. Other options of the store, such as ``region``, may be
         given by name as well.
@@ -71,7 +75,9 @@ class Session(Calling):
     progress
         Whether waiting shows a progress bar; None: on a terminal and in a notebook.
     **settings
-        Fields of `burst_dask.config.Settings`: `session_timeout`, `absolute_timeout`, `idle_timeout`, ….
+        Fields of `burst_dask.config.Settings`: `session_timeout`, `absolute_timeout`, `idle_timeout`, …. On ECS also
+        those of `burst_dask.fleet.ecs.EcsArguments`: `launch_type` (``"FARGATE"`` or ``"EC2"``), `instance_type`,
+        `spot` (True, False or ``"with-fallback"``), `arch`, `subnets`, `security_groups`, `image` and `tags`.
 
     Raises
     ------
@@ -102,9 +108,9 @@ class Session(Calling):
         store: str | os.PathLike[str] | Store | None = None,
         *,
         workers: int | None = None,
-        cpu: int | None = None,
+        cpu: float | None = None,
         memory: str | int | None = None,
-        fleet: str | None = "local",
+        fleet: str | None = "auto",
         endpoint_url: str | None = None,
         name: str | None = None,
         code: Sequence[str | os.PathLike[str]] = (),
@@ -112,9 +118,10 @@ class Session(Calling):
         progress: bool | None = None,
         **settings: Any,
     ) -> None:
-        options, checked = split(settings | size(cpu, memory, settings), endpoint_url)
-        wanted = check_workers(workers, fleet)
+        given = split(settings | size(cpu, memory, settings), endpoint_url)
+        options = given.options
         check_name(name)
+        chosen = choose(fleet, _address(store, options), workers, cpu, given)
         packed = pack(code, packages)
         place = opened(store, options)
         clock, entropy = SystemClock(), Entropy()
@@ -124,16 +131,17 @@ class Session(Calling):
             created=clock.wall(),
             host=platform.node(),
             versions=own_versions(),
-            settings=checked.to_dict(),
+            settings=chosen.settings.to_dict(),
             environment=packed.environment,
+            fleet=chosen.fleet,
         )
         author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
-        self._link = Link(place, manifest, checked, author, SessionState())
+        self._link = Link(place, manifest, chosen.settings, author, SessionState())
         self._progress = progress
         self._entered: list[dask.config.set] = []
-        sync.run(links.create(self._link, wanted, packed.archive))
-        if wanted is not None:
-            self._start(wanted)
+        sync.run(links.create(self._link, chosen.workers, packed.archive))
+        if chosen.workers is not None:
+            self._start(chosen.workers)
 
     @classmethod
     def _of(cls, link: Link, progress: bool | None = None) -> Session:
@@ -144,11 +152,14 @@ class Session(Calling):
 
     def _start(self, workers: int) -> None:
         """Start the first workers; leave nothing in the store if there cannot be any."""
-        self._link.fleet = _fleet_here(self._link)
+        self._link.fleet = fleet = fleet_of(self._link)
         try:
-            self._link.fleet.ensure(workers)
+            fleet.ensure(workers)
         except BaseException:
-            self.cleanup(force=True)
+            sync.run(close(self._link))
+            with contextlib.suppress(FleetError):  # what stood in the way of the start may be in the way of this
+                fleet.remove()
+            sync.run(delete(self._link, True))
             raise
 
     # ------------------------------------------------------------------ what it is
@@ -191,6 +202,20 @@ class Session(Calling):
             Only what was printed on the worker of that id.
         """
         return sync.run(tasklogs.of_session(self._link, worker))
+
+    def worker_logs(self, worker: str | None = None) -> list[ProcessLog]:
+        """Return what the processes of workers have written to their standard output and error, oldest first.
+
+        They are files of this machine, or streams of the log group on ECS. Workers that were started by hand write
+        elsewhere. What tasks have printed is also in `logs`.
+
+        Parameters
+        ----------
+        worker
+            Only where the worker of that id ran.
+        """
+        fleet = self._link.fleet or fleet_of(self._link)
+        return fleet.process_logs(worker) if isinstance(fleet, Logging) else []
 
     # ------------------------------------------------------------------ submitting
 
@@ -285,9 +310,9 @@ class Session(Calling):
     # ------------------------------------------------------------------ workers and the end
 
     def scale(self, workers: int) -> None:
-        """Have that many workers on this machine; 0 stops them, and the work waits.
+        """Have that many workers, on this machine or where the session has them; 0 stops them, and the work waits.
 
-        Fewer are had by letting all hand over their work and starting anew.
+        On this machine fewer are had by letting all hand over their work and starting anew.
         """
         check_count(workers)
         if workers < 0:
@@ -301,9 +326,8 @@ class Session(Calling):
 
         sync.run(scale())
         if link.fleet is None:
-            link.fleet = _fleet_here(link)
-        if link.fleet.alive() > workers:
-            link.fleet.stop()
+            link.fleet = fleet_of(link)
+        link.fleet.reduce(workers)
         link.fleet.ensure(workers)
         link.guard.renew()
 
@@ -359,7 +383,7 @@ class Session(Calling):
         if "_futures" in vars(self):
             self._futures.close()
         sync.run(close(link))
-        fleet = link.fleet or _fleet_here(link)
+        fleet = link.fleet or fleet_of(link)
         fleet.remove()
         sync.run(delete(link, force))
 
@@ -411,9 +435,8 @@ def attach(
     entropy = Entropy()
     author = Author(WorkerId(f"client-{entropy.token(6)}"), SystemClock(), entropy)
     link = sync.run(find(opened(store, options), identifier, author))
-    here = link.manifest.host == platform.node() and "memory://" not in link.store.url
-    if here and link.workers and sync.run(link.condition()) == "open":
-        link.fleet = _fleet_here(link)
+    if can_start(link) and link.workers and sync.run(link.condition()) == "open":
+        link.fleet = fleet_of(link)
     if "." not in identifier or keys.session_of(identifier) != link.session:  # a name may have a dot in it
         return Session._of(link, progress)
     view = sync.run(open_run(link, RunId(identifier)))
@@ -434,6 +457,13 @@ def opened(store: str | os.PathLike[str] | Store | None, options: Mapping[str, A
     return store
 
 
+def _address(store: str | os.PathLike[str] | Store | None, options: Mapping[str, str]) -> Address:
+    """Return the address of what `opened` opens; nothing is opened or created."""
+    if isinstance(store, str | os.PathLike) or store is None:
+        return Address.parse(default_url() if store is None else store, **options)
+    return Address.parse(store.url)
+
+
 def _is_remote(url: str) -> bool:
     """Tell whether reads go over a network.
 
@@ -441,10 +471,3 @@ def _is_remote(url: str) -> bool:
     (True, False, True)
     """
     return not url.startswith(("file://", "memory://"))
-
-
-def _fleet_here(link: Link) -> Fleet:
-    settings = link.settings
-    if "memory://" in link.store.url:
-        return InProcessFleet(link.session, link.store, threads=settings.threads)
-    return LocalFleet(link.session, link.store.url, threads=settings.threads, memory_limit=settings.memory_limit)

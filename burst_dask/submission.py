@@ -61,8 +61,7 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
         return plan if repack is None else msgspec.structs.replace(plan, outputs=_dump_repack(plan.outputs, repack))
 
     plan = sync.run(store_run(link, sharded.run, sharded.packs(), finish))
-    if link.fleet is not None and link.workers:
-        link.fleet.ensure(link.workers)
+    link.have_workers()
     return plan
 
 

@@ -16,6 +16,7 @@ import pytest
 # What tests of other folders play with, too: the stage of the agent, the contract of stores.
 sys.path.insert(0, str(Path(__file__).parent / "worker"))
 sys.path.insert(0, str(Path(__file__).parent / "store"))
+sys.path.insert(0, str(Path(__file__).parent / "aws"))
 sys.path.insert(0, str(Path(__file__).parent))
 import servers
 from acting import Gate, Marks, children
@@ -24,6 +25,7 @@ from burst_dask import Session
 
 if TYPE_CHECKING:
     from breaking import Case
+    from ecs_stand_in import EcsStandIn
 
     from burst_dask.protocol.keys import RunId
 
@@ -48,6 +50,29 @@ def aws_credentials() -> Iterator[None]:
 def moto_server(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Endpoint of a moto server."""
     yield from _serving(servers.moto(tmp_path_factory.mktemp("moto") / "log"))
+
+
+@pytest.fixture(scope="session")
+def ecs_moto(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of a moto server of its own, in which the stack stands that fleets on ECS need."""
+    from ecs_stand_in import stand
+
+    with servers.moto(tmp_path_factory.mktemp("ecs") / "log") as endpoint:
+        stand(endpoint)
+        yield endpoint
+
+
+@pytest.fixture
+def ecs(ecs_moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EcsStandIn]:
+    """ECS, whose tasks are processes of this machine; AWS is there for everybody."""
+    from ecs_stand_in import EcsStandIn
+
+    (tmp_path / "tasks").mkdir()
+    stand_in = EcsStandIn(ecs_moto, tmp_path / "tasks")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stand_in.endpoint)
+    monkeypatch.setenv("AWS_REGION", servers.REGION)
+    yield stand_in
+    stand_in.close()
 
 
 @pytest.fixture(scope="session")

@@ -34,14 +34,27 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing
 REGION = "us-east-1"
 _START_SECONDS = 60
 
-# moto checks and sets in two steps: one request at a time makes its conditional writes atomic.
+# moto checks and sets in two steps: one request at a time makes its conditional writes atomic. And it forgets the
+# outputs of a stack that a change set creates.
 _MOTO = """
-import logging, sys, threading
+import logging, sys, threading, warnings
+from moto.cloudformation.models import ChangeSet
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 WSGIRequestHandler.protocol_version = "HTTP/1.1"
+warnings.filterwarnings("ignore", "Tried to parse")
+apply = ChangeSet.apply
+
+def apply_whole(self):
+    apply(self)
+    self.stack.template = self.template
+    self.stack._parse_template()
+    self.stack.parameters = self.parameters
+    self.stack.output_map = self.stack._create_output_map()
+
+ChangeSet.apply = apply_whole
 moto, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
 
 def serve(environ, start_response):

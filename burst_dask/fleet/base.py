@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class ProcessLog(NamedTuple):
+    """What a worker's processes have written to their standard output and error."""
+
+    #: of the file or the log stream
+    name: str
+    text: str
+
+    def tells_of(self, worker: str) -> bool:
+        """Whether the worker of that id ran there.
+
+        >>> ProcessLog("log", "… worker w7kq2mabcdef started, pid 12").tells_of("w7kq2mabcdef")
+        True
+        """
+        return f"worker {worker} started" in self.text
 
 
 @runtime_checkable
@@ -24,6 +40,9 @@ class Fleet(Protocol):
     def ensure(self, workers: int) -> int:
         """Start what is missing to `workers`; return how many that were."""
 
+    def reduce(self, workers: int) -> None:
+        """Have at most that many; those that end hand over their work. May end all, for `ensure` to start anew."""
+
     def alive(self) -> int:
         """Return how many workers run."""
 
@@ -35,3 +54,19 @@ class Fleet(Protocol):
 
     def describe(self) -> str:
         """Say in one line what runs and where its logs are."""
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A fleet whose workers run elsewhere, where somebody knows what became of them."""
+
+    def notes(self) -> list[str]:
+        """Return what a person should know of the workers, in words: why some have ended or do not come up."""
+
+
+@runtime_checkable
+class Logging(Protocol):
+    """A fleet that keeps what the processes of its workers write."""
+
+    def process_logs(self, worker: str | None = None) -> list[ProcessLog]:
+        """Return it, oldest first; only where the worker of that id ran, if one is given."""

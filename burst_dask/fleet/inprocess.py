@@ -49,6 +49,10 @@ class InProcessFleet:
         self._workers = [worker for worker in self._workers if worker.is_alive()]
         return sum(worker.counts for worker in self._workers)
 
+    def reduce(self, workers: int) -> None:
+        if self.alive() > workers:
+            self.stop()
+
     def stop(self, grace: float = 5.0) -> None:
         for worker in self._workers:
             worker.stop()

@@ -24,6 +24,7 @@ import psutil
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.errors import ConfigError, FleetError
 from burst_dask.fleet import records
+from burst_dask.fleet.base import ProcessLog
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.worker.memory_watch import system_memory
 from burst_dask.worker.supervisor import AGENT, Options
@@ -127,6 +128,11 @@ class LocalFleet:
         agents = (agent for record in records.read_all(self.directory).values() for agent in record.agents.items())
         return [WorkerProcess(WorkerId(worker), pid) for worker, pid in agents if records.find(pid, worker)]
 
+    def reduce(self, workers: int) -> None:
+        """Stop all if there are more than `workers`: which of them have nothing to do is not known."""
+        if self.alive() > workers:
+            self.stop()
+
     def stop(self, grace: float = 5.0) -> None:
         """Let the workers hand over within `grace` seconds, then kill them; returns when they are gone."""
         if not self.directory.exists():
@@ -159,6 +165,11 @@ class LocalFleet:
     def logs(self) -> list[Path]:
         """Return the log files, oldest first."""
         return sorted(self.directory.glob("*.log"), key=lambda path: path.stat().st_mtime)
+
+    def process_logs(self, worker: str | None = None) -> list[ProcessLog]:
+        """Return what the processes have written; only where the worker of that id ran, if one is given."""
+        found = [ProcessLog(path.name, path.read_text(errors="replace")) for path in self.logs()]
+        return [log for log in found if worker is None or log.tells_of(worker)]
 
     def describe(self) -> str:
         """Say in one line what runs, where its logs are, and how they end when nothing runs."""

@@ -387,6 +387,15 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
     requirements: tuple[str, ...] = ()
 
 
+class FleetChoice(msgspec.Struct, frozen=True):
+    """Which fleet starts the workers of a session, so that any client starts others like them."""
+
+    #: ``"local"`` or ``"ecs"``
+    kind: str = "local"
+    #: what that fleet needs to know, as it defines it
+    options: dict[str, Any] = {}
+
+
 class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     """A session as it was opened."""
 
@@ -399,6 +408,7 @@ class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     versions: Versions
     settings: dict[str, Any]
     environment: Environment = Environment()
+    fleet: FleetChoice = FleetChoice()
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):

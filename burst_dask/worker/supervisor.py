@@ -425,9 +425,19 @@ class Supervisor:
             await self._clock.sleep(self.options.poll)
 
 
+def opening_line(session: str) -> str:
+    """Return what the log of every supervisor of a session begins with: logs of all kinds are found by it.
+
+    >>> opening_line("k3w9x2mq")
+    'workers for session k3w9x2mq'
+    """
+    return f"workers for session {session}"
+
+
 def supervise(options: Options, *, changed: Callable[[Supervisor], None] = lambda supervisor: None) -> int:
     """Run a supervisor in this process until it ends, and return its exit code."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
+    log.info("%s: %d processes of %d threads", opening_line(options.session), options.processes, options.threads)
     try:
         return asyncio.run(Supervisor(options, changed=changed).run())
     except BurstError as error:

@@ -1,0 +1,219 @@
+"""``burst teardown aws``: removes the stack, and data only when told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from burst_dask import sync
+from burst_dask.aws.clients import Clients
+from burst_dask.aws.events import Event, events_of, failure, wait_for
+from burst_dask.aws.explain import code_of, explained
+from burst_dask.aws.setup import bucket_region
+from burst_dask.aws.stack import SESSION_TAG, STACK_TAG, Stack, describe, read_stack, repository_name
+from burst_dask.clock import Clock
+from burst_dask.errors import CloudError, ConfigError, WaitTimeout
+
+_UNCHANGED = "Nothing was removed"
+_STOP_LONGEST = 300.0
+_NO_CLUSTER = {"ClusterNotFoundException"}
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What `remove` is to do."""
+
+    stack: Stack
+    stack_id: str
+    #: number of running tasks by session
+    running: dict[str, int]
+    #: whether the bucket is of this package, so that it may be deleted
+    owns_bucket: bool
+
+
+def look(clients: Clients, name: str) -> Removal | None:
+    """Return what there is to remove; None if there is no such stack."""
+    found = describe(clients, name)
+    stack = read_stack(clients, name)
+    if found is None or stack is None:
+        return None
+    sessions = Counter(_session(task) for task in running_tasks(clients, stack.cluster)) if stack.cluster else Counter()
+    owns = bool(stack.bucket) and _owns(clients, stack)
+    return Removal(stack, str(found["StackId"]), dict(sessions), owns)
+
+
+def remove(
+    clients: Clients,
+    removal: Removal,
+    clock: Clock,
+    tell: Callable[[Event], None],
+    *,
+    data: bool = False,
+    stop: bool = False,
+) -> None:
+    """Remove a stack, its images, and with `data` its bucket and all that lies in it.
+
+    Parameters
+    ----------
+    stop
+        Whether to stop the tasks that run, instead of refusing.
+
+    Raises
+    ------
+    ConfigError
+        Tasks run, or the bucket is not ours to delete; nothing was removed.
+    CloudError
+        AWS refuses; the message says what is left.
+    """
+    stack = removal.stack
+    if removal.running and not stop:
+        told = ", ".join(f"{count} of session {session}" for session, count in sorted(removal.running.items()))
+        raise ConfigError(
+            f"tasks run in the stack {stack.name}: {told}. End them by `burst cancel` or `burst scale SESSION 0`, or "
+            f"pass --stop-tasks: what they have committed is kept, unless --data deletes it. {_UNCHANGED}"
+        )
+    if data and not removal.owns_bucket:
+        raise ConfigError(
+            f"the bucket {stack.bucket} was not made by burst_dask (it lacks the tag {STACK_TAG}), so --data does not "
+            f"delete it. {_UNCHANGED}"
+        )
+    stop_tasks(clients, stack, clock)
+    _end_instances(clients, removal.stack_id)
+    _remove_definitions(clients, stack)
+    _remove_images(clients, stack)
+    kept = "Run `burst teardown aws` again once that is put right"
+    with explained("cloudformation:DeleteStack", f"the stack {stack.name}", kept):
+        clients.client("cloudformation").delete_stack(StackName=removal.stack_id)
+    status = wait_for(clients, removal.stack_id, clock, tell)
+    if status != "DELETE_COMPLETE":
+        raise failure(events_of(clients, removal.stack_id), f"the stack {stack.name} was not removed", kept)
+    if data:
+        delete_bucket(clients, stack.bucket)
+
+
+def running_tasks(clients: Clients, cluster: str) -> Iterator[dict[str, Any]]:
+    """Yield what ECS says of the tasks of a cluster that run or are about to."""
+    ecs = clients.client("ecs")
+    try:
+        with explained("ecs:ListTasks", f"the cluster {cluster}", _UNCHANGED):
+            pages = list(ecs.get_paginator("list_tasks").paginate(cluster=cluster, desiredStatus="RUNNING"))
+    except CloudError as error:
+        if code_of(error) in _NO_CLUSTER:
+            return
+        raise
+    for page in pages:
+        if page["taskArns"]:
+            with explained("ecs:DescribeTasks", f"the cluster {cluster}", _UNCHANGED):
+                yield from ecs.describe_tasks(cluster=cluster, tasks=page["taskArns"], include=["TAGS"])["tasks"]
+
+
+def stop_tasks(clients: Clients, stack: Stack, clock: Clock) -> None:
+    """Stop all tasks of a stack's cluster; workers hand over what they hold. Returns when they are gone."""
+    ecs = clients.client("ecs")
+    for task in running_tasks(clients, stack.cluster):
+        with explained("ecs:StopTask", str(task["taskArn"]), "Some tasks may have been stopped; nothing was removed"):
+            ecs.stop_task(cluster=stack.cluster, task=task["taskArn"], reason="burst teardown aws")
+    until = clock.monotonic() + _STOP_LONGEST
+    while any(task.get("lastStatus") != "STOPPED" for task in running_tasks(clients, stack.cluster)):
+        if clock.monotonic() > until:
+            raise WaitTimeout(f"tasks of {stack.cluster} have not stopped within five minutes. {_UNCHANGED}")
+        sync.run(clock.sleep(2.0))
+
+
+def delete_bucket(clients: Clients, bucket: str) -> None:
+    """Delete a bucket and all that is in it, also old versions."""
+    s3 = clients.client("s3")
+    kept = f"The stack is gone, and part of the bucket {bucket} may be: `burst teardown aws --data` cannot find it any "
+    kept += f"more. Delete it by `aws s3 rb --force s3://{bucket}`"
+    with explained("s3:ListBucketVersions", bucket, kept):
+        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+            doomed = [
+                {"Key": one["Key"], "VersionId": one["VersionId"]}
+                for one in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))
+            ]
+            if doomed:
+                with explained("s3:DeleteObject", bucket, kept):
+                    answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": doomed, "Quiet": True})
+                for failed in answer.get("Errors", ()):
+                    raise CloudError(f"{failed['Key']} was not deleted: {failed.get('Message')}. {kept}")
+    with explained("s3:DeleteBucket", bucket, kept):
+        s3.delete_bucket(Bucket=bucket)
+
+
+def _session(task: dict[str, Any]) -> str:
+    return next((str(tag["value"]) for tag in task.get("tags", ()) if tag["key"] == SESSION_TAG), "(unknown)")
+
+
+def _owns(clients: Clients, stack: Stack) -> bool:
+    """Tell whether a bucket was made by this package; without the right to know, it was not."""
+    try:
+        if bucket_region(clients, stack.bucket) is None:
+            return False
+        with explained("s3:GetBucketTagging", stack.bucket):
+            tags = clients.client("s3").get_bucket_tagging(Bucket=stack.bucket)["TagSet"]
+    except CloudError:
+        return False
+    return any(tag["Key"] == STACK_TAG for tag in tags)
+
+
+def _end_instances(clients: Clients, stack_id: str) -> None:
+    """Delete the groups of instances by force: they are protected from being ended, also by CloudFormation."""
+    with explained("cloudformation:ListStackResources", stack_id, _UNCHANGED):
+        pages = clients.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack_id)
+        groups = [
+            one["PhysicalResourceId"]
+            for page in pages
+            for one in page["StackResourceSummaries"]
+            if one["ResourceType"] == "AWS::AutoScaling::AutoScalingGroup" and one.get("PhysicalResourceId")
+        ]
+    autoscaling = clients.client("autoscaling")
+    with explained("autoscaling:DescribeAutoScalingGroups", ", ".join(groups), _UNCHANGED):
+        found = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=groups) if groups else {}
+    for group in found.get("AutoScalingGroups", ()):
+        if group["Instances"] or group.get("WarmPoolConfiguration"):
+            name = group["AutoScalingGroupName"]
+            with explained("autoscaling:DeleteAutoScalingGroup", name, _UNCHANGED):
+                autoscaling.delete_auto_scaling_group(AutoScalingGroupName=name, ForceDelete=True)
+
+
+def _remove_definitions(clients: Clients, stack: Stack) -> None:
+    """Take the task definitions of a stack out of use; they are free, and AWS keeps them for tasks of the past."""
+    ecs = clients.client("ecs")
+    with explained("ecs:ListTaskDefinitions", kept=_UNCHANGED):
+        families = [
+            family
+            for page in ecs.get_paginator("list_task_definition_families").paginate(
+                familyPrefix=f"{stack.name}-worker", status="ACTIVE"
+            )
+            for family in page["families"]
+        ]
+        doomed = [
+            arn
+            for family in families
+            for page in ecs.get_paginator("list_task_definitions").paginate(familyPrefix=family, status="ACTIVE")
+            for arn in page["taskDefinitionArns"]
+        ]
+    for arn in doomed:
+        with explained("ecs:DeregisterTaskDefinition", arn, "The stack is still there"):
+            ecs.deregister_task_definition(taskDefinition=arn)
+
+
+def _remove_images(clients: Clients, stack: Stack) -> None:
+    if not stack.repository:
+        return
+    ecr, name = clients.client("ecr"), repository_name(stack.repository)
+    try:
+        with explained("ecr:ListImages", stack.repository, _UNCHANGED):
+            ids = [
+                id for page in ecr.get_paginator("list_images").paginate(repositoryName=name) for id in page["imageIds"]
+            ]
+        # An index is deleted before what it points to.
+        ids.sort(key=lambda id: str(id.get("imageTag", "-")).count("-"))
+        for first in range(0, len(ids), 100):
+            with explained("ecr:BatchDeleteImage", stack.repository, "Some images may be gone; the stack is there"):
+                ecr.batch_delete_image(repositoryName=name, imageIds=ids[first : first + 100])
+    except CloudError as error:
+        if code_of(error) != "RepositoryNotFoundException":
+            raise

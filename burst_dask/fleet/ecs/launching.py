@@ -1,0 +1,259 @@
+"""Starting tasks on ECS: one task definition for each shape, RunTask in batches, retries that start nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from burst_dask.aws.clients import Clients
+from burst_dask.aws.explain import code_of, explained
+from burst_dask.clock import Entropy, PausingClock
+from burst_dask.errors import AccessDenied, CloudError, CloudUnavailable
+from burst_dask.fleet.ecs import words
+from burst_dask.fleet.ecs.definition import BATCH, client_token, run_request, task_definition
+from burst_dask.fleet.ecs.plan import EcsPlan
+from burst_dask.fleet.ecs.words import Failure
+from burst_dask.protocol.keys import SessionId
+
+T = TypeVar("T")
+
+#: Fargate lets an account start so many tasks at once, and then so many a second; so many calls of RunTask are 200.
+BURST, RATE = 100.0, 20.0
+#: Seconds for which a call that is throttled, or whose answer is lost, is sent again …
+PATIENCE = 60.0
+#: … and for which machines are waited for while nobody has one free. Who waits for results asks again later.
+CAPACITY_PATIENCE = 15.0
+#: Pauses before the first retry and before later ones at most, in seconds.
+_FIRST, _LONGEST = 1.0, 20.0
+#: Batches in a row that may turn out to have been started before and to have ended.
+_REPLAYS = 8
+#: A task in an answer that was made so many seconds ago, by this machine's clock, belongs to an earlier request.
+_OLD = 600.0
+
+
+class Launch(NamedTuple):
+    """What became of a wish for workers."""
+
+    #: ARNs of the tasks
+    tasks: tuple[str, ...]
+    #: why there are not more; None when there are as many as were wanted
+    shortfall: Failure | None
+    #: whether no machine of Spot was free for some
+    spot_short: bool = False
+
+
+class Pace:
+    """Keeps below the rate at which an account may start tasks."""
+
+    def __init__(self, clock: PausingClock) -> None:
+        self._clock = clock
+        self._left, self._at = BURST, clock.monotonic()
+
+    def take(self, tasks: int) -> None:
+        """Wait until that many tasks may be started."""
+        self._refill()
+        if self._left < tasks:
+            self._clock.pause((tasks - self._left) / RATE)
+            self._refill()
+        self._left -= tasks
+
+    def _refill(self) -> None:
+        now = self._clock.monotonic()
+        self._left = min(BURST, self._left + (now - self._at) * RATE)
+        self._at = now
+
+
+class Launcher:
+    """Starts workers of one session."""
+
+    def __init__(
+        self,
+        clients: Clients,
+        plan: EcsPlan,
+        session: SessionId,
+        store: str,
+        clock: PausingClock,
+        entropy: Entropy,
+    ) -> None:
+        self._ecs = clients.client("ecs")
+        self._plan = plan
+        self._session, self._store = session, store
+        self._clock, self._entropy = clock, entropy
+        self._pace = Pace(clock)
+        self._definition = ""
+
+    def launch(self, count: int, known: Iterable[str], *, avoid_spot: bool = False) -> Launch:
+        """Start up to `count` workers.
+
+        Parameters
+        ----------
+        known
+            ARNs of the session's tasks, also of those that have stopped: what makes this wish another one than
+            those before.
+        avoid_spot
+            Whether machines other than those of Spot are to be tried first, if the plan allows for them.
+
+        Raises
+        ------
+        CloudError
+            The very first call was refused: nothing was started.
+        """
+        providers = self._plan.providers()
+        if avoid_spot and len(providers) > 1:
+            providers = providers[1:]
+        return _Launching(self, count, set(known), providers).run()
+
+    # ------------------------------------------------------------------ calls
+
+    @property
+    def definition(self) -> str:
+        """ARN of the task definition, which is registered unless it is there."""
+        if not self._definition:
+            wanted = task_definition(self._plan)
+            self._definition = self._find(wanted["family"]) or self._register(wanted)
+        return self._definition
+
+    def _find(self, family: str) -> str:
+        try:
+            with explained("ecs:DescribeTaskDefinition", family, "Nothing was started"):
+                found = self._ecs.describe_task_definition(taskDefinition=family)["taskDefinition"]
+        except AccessDenied:
+            return family  # a worker, which need not ask: it runs because there is one
+        except CloudError as error:
+            if code_of(error) == "ClientException":  # how ECS says that there is none
+                return ""
+            raise
+        return str(found["taskDefinitionArn"]) if found.get("status", "ACTIVE") == "ACTIVE" else ""
+
+    def _register(self, wanted: dict[str, Any]) -> str:
+        def register() -> str:
+            with explained("ecs:RegisterTaskDefinition", wanted["family"], "Nothing was started"):
+                answer = self._ecs.register_task_definition(**wanted)
+            return str(answer["taskDefinition"]["taskDefinitionArn"])
+
+        return self._retried(register)
+
+    def run_task(self, provider: str, count: int, known: set[str], attempt: int) -> dict[str, Any]:
+        """Start a batch; the same wish again, also after a lost answer, starts nothing more.
+
+        Returns
+        -------
+        dict
+            The answer: ``"tasks"`` and ``"failures"``.
+        """
+        request = run_request(self._plan, self.definition, self._session, self._store, provider, count)
+        token = client_token(request, known, attempt, int(self._clock.wall() // 3600))
+        self._pace.take(count)
+
+        def run() -> dict[str, Any]:
+            try:
+                with explained("ecs:RunTask", f"the cluster {self._plan.stack.cluster}"):
+                    answer: dict[str, Any] = self._ecs.run_task(**request, clientToken=token)
+                    return answer
+            except CloudError as error:
+                if code_of(error) != "ConflictException":
+                    raise
+                # Somebody has asked for another number of tasks under the same conditions at the same moment.
+                there = getattr(error.__cause__, "response", {}).get("resourceIds", [])
+                return {"tasks": [{"taskArn": arn, "lastStatus": "PENDING"} for arn in there], "failures": []}
+
+        return self._retried(run)
+
+    def _retried(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns; it is sent again while AWS throttles or is out of reach."""
+        until, tries = self._clock.monotonic() + PATIENCE, 0
+        while True:
+            try:
+                return call()
+            except CloudError as error:
+                racing = "concurrent attempts" in str(error)  # to register the same name
+                delay = self.delay(tries)
+                if not (isinstance(error, CloudUnavailable) or racing) or self._clock.monotonic() + delay > until:
+                    failure = words.of_error(error, self._plan.size)
+                    if failure.kind is type(error) and failure.text == str(error):
+                        raise
+                    raise failure.kind(failure.text) from error
+                tries += 1
+                self._clock.pause(delay)
+
+    def delay(self, tries: int) -> float:
+        """Return a pause that grows with each try; with jitter, so that clients do not come back all at once."""
+        return self._entropy.uniform(0.5, 1.0) * min(_LONGEST, _FIRST * 2.0**tries)
+
+    def pause(self, seconds: float) -> None:
+        self._clock.pause(seconds)
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def is_new(self, task: dict[str, Any]) -> bool:
+        """Tell whether a task in an answer comes up, rather than having been started for an earlier wish."""
+        if "STOPPED" in (task.get("lastStatus"), task.get("desiredStatus")):
+            return False
+        created = task.get("createdAt")
+        return created is None or self._clock.wall() - float(created.timestamp()) < _OLD
+
+
+class _Launching:
+    """One wish for workers, batch by batch."""
+
+    def __init__(self, launcher: Launcher, count: int, known: set[str], providers: list[str]) -> None:
+        self._launcher = launcher
+        self._count, self._known, self._providers = count, known, providers
+        self._started: dict[str, None] = {}
+        self._attempt = self._replays = self._tries = 0
+        self._until = launcher.monotonic() + CAPACITY_PATIENCE
+        self._shortfall: Failure | None = None
+        self._spot_short = False
+
+    def run(self) -> Launch:
+        while (left := self._count - len(self._started)) > 0:
+            try:
+                known = self._known | set(self._started)
+                answer = self._launcher.run_task(self._providers[0], min(BATCH, left), known, self._attempt)
+            except CloudError as error:
+                if not self._started:
+                    raise
+                self._shortfall = Failure(type(error), str(error))
+                break
+            if not self._take(answer):
+                break
+        return Launch(tuple(self._started), self._shortfall if self._missing else None, self._spot_short)
+
+    @property
+    def _missing(self) -> int:
+        return self._count - len(self._started)
+
+    def _take(self, answer: dict[str, Any]) -> bool:
+        """Take in an answer; tell whether to go on."""
+        new = [task["taskArn"] for task in answer["tasks"] if self._launcher.is_new(task)]
+        fresh = [arn for arn in new if arn not in self._known and arn not in self._started]
+        self._started.update(dict.fromkeys(fresh))
+        failures = [words.of_failure(one.get("reason", ""), one.get("detail", "")) for one in answer["failures"]]
+        if fresh:
+            self._attempt = 0
+        if failures:
+            self._attempt += 1
+            return self._failed(failures[0])
+        if not fresh:  # it was asked for before, and has ended meanwhile
+            self._attempt += 1
+            self._replays += 1
+            self._shortfall = Failure(CloudError, "ECS answers with tasks that were started before")
+            return self._replays < _REPLAYS
+        return True
+
+    def _failed(self, failure: Failure) -> bool:
+        """Some of a batch were not started; tell whether to go on."""
+        self._shortfall = failure
+        if not failure.may_pass:
+            return False
+        if len(self._providers) > 1:  # of Spot; others may be had
+            self._providers = self._providers[1:]
+            self._spot_short = True
+            return True
+        delay = self._launcher.delay(self._tries)
+        self._tries += 1
+        if self._launcher.monotonic() + delay > self._until:
+            return False
+        self._launcher.pause(delay)
+        return True

@@ -1,0 +1,294 @@
+"""What the workers of a session on ECS are: checked arguments, and the plan that the session's manifest keeps."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from burst_dask.aws import capacity
+from burst_dask.aws.capacity import UNITS, InstanceType, Size
+from burst_dask.aws.clients import Clients
+from burst_dask.aws.stack import ARCHITECTURES, Stack, describe
+from burst_dask.errors import ConfigError
+
+FARGATE, EC2 = "FARGATE", "EC2"
+WITH_FALLBACK = "with-fallback"
+#: MiB of a worker for each of its processors unless it is said otherwise: twice the least that Fargate has, and
+#: half of the most.
+DEFAULT_MEMORY = 4096
+#: MiB of a container that are the supervisor's, which takes about 30.
+SUPERVISOR = 64
+#: Limits of RunTask.
+_MOST_SUBNETS, _MOST_GROUPS, _MOST_TAGS = 16, 5, 40
+_MOST_KEY, _MOST_VALUE = 128, 256
+#: Parameters of the stack that say which instances it starts.
+_TYPES = {"x86_64": "InstanceTypesX86", "arm64": "InstanceTypesArm"}
+
+
+class EcsArguments(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `Session` that say how its workers run on ECS, as they were given."""
+
+    #: ``"FARGATE"``, or ``"EC2"`` for instances of the stack's capacity providers; None: as `instance_type` implies
+    launch_type: str | None = None
+    #: such as ``"c8a.xlarge"``; a worker takes all of one unless `cpu` or `memory` say otherwise
+    instance_type: str | None = None
+    #: True: machines that AWS may take back with a notice of two minutes, and that cost about a third;
+    #: ``"with-fallback"``: others while there are none
+    spot: bool | str = False
+    #: ``"x86_64"`` or ``"arm64"``; None: that of the instance type, or x86_64
+    arch: str | None = None
+    #: on Fargate: where workers run; None: those of the stack
+    subnets: Sequence[str] | None = None
+    security_groups: Sequence[str] | None = None
+    #: URI of another image than the stack's
+    image: str | None = None
+    #: on all tasks, for those who read bills
+    tags: Mapping[str, str] = {}
+
+    def check(self) -> None:
+        """Raise `ConfigError` for what cannot be meant; nothing is asked for it."""
+        if self.launch_type not in (None, FARGATE, EC2):
+            raise ConfigError(f"launch_type={self.launch_type!r}: must be 'FARGATE' or 'EC2'")
+        if self.instance_type is not None and not _is_name(self.instance_type):
+            raise ConfigError(f"instance_type={self.instance_type!r}: must be a name such as 'c8a.xlarge'")
+        if self.instance_type and self.launch_type == FARGATE:
+            raise ConfigError(
+                f"instance_type={self.instance_type!r} with launch_type='FARGATE', which has no instances: "
+                "give cpu= and memory=, or launch_type='EC2'"
+            )
+        if not isinstance(self.spot, bool) and self.spot != WITH_FALLBACK:
+            raise ConfigError(f"spot={self.spot!r}: must be True, False or {WITH_FALLBACK!r}")
+        if self.arch not in (None, *ARCHITECTURES):
+            raise ConfigError(f"arch={self.arch!r}: must be {' or '.join(map(repr, ARCHITECTURES))}")
+        if self.image is not None and not _is_name(self.image):
+            raise ConfigError(f"image={self.image!r}: must be the URI of an image, such as 'registry/repository:tag'")
+        self._check_network()
+        _check_tags(self.tags)
+
+    @property
+    def on_instances(self) -> bool:
+        return self.launch_type == EC2 or (self.launch_type is None and self.instance_type is not None)
+
+    def _check_network(self) -> None:
+        for name, given, prefix, most in (
+            ("subnets", self.subnets, "subnet-", _MOST_SUBNETS),
+            ("security_groups", self.security_groups, "sg-", _MOST_GROUPS),
+        ):
+            if given is None:
+                continue
+            if isinstance(given, str) or not all(isinstance(one, str) and one.startswith(prefix) for one in given):
+                raise ConfigError(f"{name}={given!r}: must be a list of ids such as ['{prefix}0a1b2c3d']")
+            if not 1 <= len(given) <= most:
+                raise ConfigError(f"{name}: there are {len(given)}, and RunTask takes 1 to {most}")
+            if self.on_instances:
+                raise ConfigError(
+                    f"{name}={given!r} with launch_type='EC2': instances stand in the network of the stack, "
+                    "which `burst setup aws` sets. Leave it out, or use launch_type='FARGATE'"
+                )
+
+
+class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What each worker of a fleet is and where it runs, so that any client can start another one like it.
+
+    Examples
+    --------
+    >>> stack = Stack.of("burst-dask", "eu-west-1", {"Cluster": "burst-dask"})
+    >>> plan = EcsPlan(stack=stack, image="i", cpu=256, memory=512, spot="with-fallback")
+    >>> print(plan)
+    0.25 vCPU with 0.5 GiB each on Fargate Spot, with others as a fallback (x86_64)
+    >>> plan.threads, plan.providers()
+    (1, ['FARGATE_SPOT', 'FARGATE'])
+    """
+
+    #: as it was when the session was opened. Kept, since whoever starts workers later, such as a worker, may not
+    #: ask for it
+    stack: Stack
+    #: CPU units, 1,024 a processor, and MiB
+    cpu: int
+    memory: int
+    launch_type: str = FARGATE
+    spot: bool | str = False
+    arch: str = ARCHITECTURES[0]
+    #: empty: whatever the stack's capacity provider starts
+    instance_type: str = ""
+    #: whether no other instances will do: only where the stack starts no others, or they would wait for ever
+    only_that_type: bool = False
+    #: how many workers such an instance has room for; 0 when that is not known
+    per_instance: int = 0
+    image: str
+    #: empty: those of the stack
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    tags: dict[str, str] = {}
+
+    @property
+    def size(self) -> Size:
+        return Size(self.cpu, self.memory)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a worker: one for each processor."""
+        return max(1, self.cpu // UNITS)
+
+    @property
+    def worker_memory(self) -> int:
+        """Bytes that a worker process may use: all but what is its supervisor's."""
+        return (self.memory - SUPERVISOR) << 20
+
+    def __str__(self) -> str:
+        where = f"{self.instance_type or 'EC2'}" if self.launch_type == EC2 else "Fargate"
+        kind = {False: "", True: " Spot", WITH_FALLBACK: " Spot, with others as a fallback"}[self.spot]
+        return f"{self.size} each on {where}{kind} ({self.arch})"
+
+    @classmethod
+    def made(
+        cls, wanted: EcsArguments, cpu: float | None, memory: int | None, clients: Clients, stack: Stack
+    ) -> EcsPlan:
+        """Return the plan for checked arguments.
+
+        Parameters
+        ----------
+        cpu
+            Processors of a worker.
+        memory
+            Bytes of a worker.
+
+        Raises
+        ------
+        ConfigError
+            No machine is so large, or the stack lacks what is asked for.
+        """
+        instance = capacity.instance_type(clients, wanted.instance_type) if wanted.instance_type else None
+        arch = wanted.arch or (instance.arch if instance else ARCHITECTURES[0])
+        if instance and arch != instance.arch:
+            raise ConfigError(f"arch={arch!r}, but {instance.name} is {instance.arch}: leave arch= out")
+        size = _size(cpu, memory, instance)
+        if not wanted.on_instances:
+            size = _on_fargate(size)
+        plan = cls(
+            stack=stack,
+            cpu=size.cpu,
+            memory=size.memory,
+            launch_type=EC2 if wanted.on_instances else FARGATE,
+            spot=wanted.spot,
+            arch=arch,
+            instance_type=wanted.instance_type or "",
+            only_that_type=_started_types(clients, stack, instance) == [instance.name] if instance else False,
+            per_instance=_room(size, instance) if instance else 0,
+            image=wanted.image or stack.image,
+            subnets=tuple(wanted.subnets or ()),
+            security_groups=tuple(wanted.security_groups or ()),
+            tags=dict(wanted.tags),
+        )
+        plan.check()
+        return plan
+
+    def check(self) -> None:
+        """Raise `ConfigError` if the stack lacks what the plan needs."""
+        stack = self.stack
+        if not self.image:
+            raise ConfigError(
+                f"the stack {stack.name} has no image for workers yet: `burst image push` makes one; "
+                "or name one of yours with image="
+            )
+        if self.launch_type == FARGATE and not (self.subnets or stack.subnets):
+            raise ConfigError(f"the stack {stack.name} names no subnets: pass subnets=, or run `burst setup aws` again")
+        missing = [
+            name for name in self.providers() if self.launch_type == EC2 and name not in stack.capacity_providers
+        ]
+        if missing:
+            there = ", ".join(sorted(stack.capacity_providers)) or "none"
+            raise ConfigError(
+                f"launch_type='EC2' needs a capacity provider {missing[0]}; the stack {stack.name} has {there}. "
+                "Run `burst setup aws` again to have one, or use launch_type='FARGATE'"
+            )
+
+    def providers(self) -> list[str]:
+        """Return what to try, in this order: keys of `Stack.capacity_providers`, or names of Fargate's own."""
+        plain, spot = (FARGATE, f"{FARGATE}_SPOT") if self.launch_type == FARGATE else (self.arch, f"{self.arch}-spot")
+        return {False: [plain], True: [spot], WITH_FALLBACK: [spot, plain]}[self.spot]
+
+
+def _size(cpu: float | None, memory: int | None, instance: InstanceType | None) -> Size:
+    """Return the size that is asked for; what is not said follows from the rest."""
+    mib = None if memory is None else -(-memory // (1 << 20))
+    if instance is not None:  # a worker takes all of it, or its share
+        whole = instance.usable
+        units = int(cpu * UNITS) if cpu is not None else whole.cpu
+        return Size(units, mib if mib is not None else min(whole.memory, whole.memory * units // whole.cpu))
+    units = int(cpu * UNITS) if cpu is not None else UNITS
+    return Size(units, mib if mib is not None else DEFAULT_MEMORY * units // UNITS)
+
+
+def _on_fargate(size: Size) -> Size:
+    """Return a size that Fargate has, and say so if it is another one."""
+    found = capacity.fargate_size(size)
+    # "16GB" is 14.9 GiB: who gets 15 needs no telling
+    if found.cpu != size.cpu or found.memory - size.memory >= 1024:
+        warnings.warn(
+            f"Fargate has no {size}: workers get {found}, the nearest that is at least as large", stacklevel=2
+        )
+    return found
+
+
+def _room(size: Size, instance: InstanceType) -> int:
+    """Return how many workers an instance has room for."""
+    room = capacity.per_instance(size, instance)
+    if room < 1:
+        raise ConfigError(
+            f"a worker of {size} does not fit on {instance.name}, which has {instance.usable} for workers: "
+            "ask for less with cpu= and memory=, or for a larger instance_type="
+        )
+    return room
+
+
+def _started_types(clients: Clients, stack: Stack, instance: InstanceType) -> list[str]:
+    """Return the types, with wildcards, that the stack starts of an architecture, if that type is among them.
+
+    Raises
+    ------
+    ConfigError
+        It is not: workers would wait for an instance that nobody starts.
+    """
+    name = _TYPES[instance.arch]
+    told = (describe(clients, stack.name) or {}).get("Parameters", ())
+    types = [kind for one in told if one["ParameterKey"] == name for kind in one["ParameterValue"].split(",") if kind]
+    if types and not any(fnmatch.fnmatchcase(instance.name, kind) for kind in types):
+        raise ConfigError(
+            f"instance_type={instance.name!r}: the stack {stack.name} starts {', '.join(types)} only. Choose one of "
+            f"these, or set the stack's parameter {name} with `burst setup aws`"
+        )
+    if types != [instance.name]:
+        warnings.warn(
+            f"workers are as large as suits {instance.name}, but the stack {stack.name} may start others of "
+            f"{', '.join(types) or 'its list'}: it takes the cheapest that is free. For that type only, set its "
+            f"parameter {name} with `burst setup aws`",
+            stacklevel=2,
+        )
+    return types
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and bool(text) and not any(letter.isspace() for letter in text)
+
+
+def _check_tags(tags: object) -> None:
+    if not isinstance(tags, Mapping) or not all(isinstance(one, str) for pair in tags.items() for one in pair):
+        raise ConfigError(f"tags={tags!r}: must be a dict of texts, such as {{'project': 'ice'}}")
+    for key, value in tags.items():
+        if not 1 <= len(key) <= _MOST_KEY or len(value) > _MOST_VALUE or key.lower().startswith("aws:"):
+            raise ConfigError(
+                f"tags: {key!r}={value!r}: a key has 1 to {_MOST_KEY} characters and does not begin with 'aws:', "
+                f"a value has {_MOST_VALUE} at most"
+            )
+    if len(tags) > _MOST_TAGS:
+        raise ConfigError(f"tags: there are {len(tags)}, and {_MOST_TAGS} is the most")
+
+
+def settings_of(plan: EcsPlan) -> dict[str, Any]:
+    """Return the settings of a session that follow from its plan."""
+    return {"threads": plan.threads, "memory_limit": plan.worker_memory}

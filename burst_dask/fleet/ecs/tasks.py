@@ -1,0 +1,116 @@
+"""The tasks of one session on ECS: which there are, what became of them, and stopping them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from burst_dask.aws.clients import Clients
+from burst_dask.aws.explain import code_of, explained
+from burst_dask.aws.stack import Stack
+from burst_dask.errors import CloudError
+from burst_dask.fleet.ecs.definition import started_by, task_id
+from burst_dask.fleet.ecs.words import Stopped
+from burst_dask.protocol.keys import SessionId
+
+#: What DescribeTasks takes at a time.
+_DESCRIBED = 100
+#: Calls of StopTask at a time: ECS allows 40 a second.
+_AT_ONCE = 8
+#: States in which a task's container does not run any more.
+OVER = {"DEPROVISIONING", "STOPPED", "DELETED"}
+#: Stopped tasks that are looked into at most.
+_LOOKED_INTO = 400
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as ECS describes it."""
+
+    arn: str
+    #: ``"PROVISIONING"``, ``"PENDING"``, ``"RUNNING"``, …
+    status: str
+    #: ``"RUNNING"``, or ``"STOPPED"`` when it is to end
+    desired: str
+    #: the capacity provider
+    provider: str
+    #: seconds since 1970
+    created: float
+    stopped: Stopped
+
+    @property
+    def id(self) -> str:
+        return task_id(self.arn)
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Task:
+        """Return the task that an answer of DescribeTasks tells of."""
+        container: dict[str, Any] = next(iter(told.get("containers", ())), {})
+        created = told.get("createdAt")
+        return cls(
+            arn=told["taskArn"],
+            status=told.get("lastStatus", ""),
+            desired=told.get("desiredStatus", ""),
+            provider=told.get("capacityProviderName", ""),
+            created=0.0 if created is None else float(created.timestamp()),
+            stopped=Stopped(
+                task=task_id(told["taskArn"]),
+                code=told.get("stopCode", ""),
+                reason=told.get("stoppedReason", ""),
+                exit_code=container.get("exitCode"),
+                container_reason=container.get("reason", ""),
+            ),
+        )
+
+
+class Tasks:
+    """The tasks of one session, and no others."""
+
+    def __init__(self, clients: Clients, stack: Stack, session: SessionId) -> None:
+        self._ecs = clients.client("ecs")
+        self._cluster = stack.cluster
+        self._mine = started_by(session)
+
+    def running(self) -> list[str]:
+        """Return the ARNs of tasks that run or come up, and are not to end."""
+        return self._list(desiredStatus="RUNNING")
+
+    def stopped(self) -> list[Task]:
+        """Return the tasks that have stopped within the last hour or so, which is as long as ECS keeps them."""
+        return self.described(self.past()[:_LOOKED_INTO])
+
+    def past(self) -> list[str]:
+        """Return the ARNs of tasks that have stopped, or are to."""
+        return self._list(desiredStatus="STOPPED")
+
+    def _list(self, **filters: str) -> list[str]:
+        with explained("ecs:ListTasks", f"the cluster {self._cluster}"):
+            pages = self._ecs.get_paginator("list_tasks").paginate(
+                cluster=self._cluster, startedBy=self._mine, **filters
+            )
+            return [arn for page in pages for arn in page["taskArns"]]
+
+    def described(self, arns: Sequence[str]) -> list[Task]:
+        """Return what is known of tasks; one that ECS does not know, or not yet, is left out."""
+        found: list[Task] = []
+        for start in range(0, len(arns), _DESCRIBED):
+            with explained("ecs:DescribeTasks", f"the cluster {self._cluster}"):
+                answer = self._ecs.describe_tasks(cluster=self._cluster, tasks=list(arns[start : start + _DESCRIBED]))
+            found += [Task.of(told) for told in answer["tasks"]]
+        return found
+
+    def stop(self, arns: Iterable[str], reason: str) -> None:
+        """Have tasks end: SIGTERM, and SIGKILL when the time for that is over. It does not wait for them."""
+
+        def one(arn: str) -> None:
+            try:
+                with explained("ecs:StopTask", arn, "Tasks may still run"):
+                    self._ecs.stop_task(cluster=self._cluster, task=arn, reason=reason)
+            except CloudError as error:
+                if code_of(error) != "InvalidParameterException":  # there is no such task any more
+                    raise
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(one, arns))

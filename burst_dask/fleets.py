@@ -1,0 +1,165 @@
+"""Which fleet starts the workers of a session: chosen when it is opened, and the same for every later client."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from typing import NamedTuple
+
+import msgspec
+
+from burst_dask.arguments import PARTS, Given, check_workers
+from burst_dask.aws.clients import Clients
+from burst_dask.aws.stack import DEFAULT_NAME, Stack, read_stack
+from burst_dask.config import Settings
+from burst_dask.errors import BurstError, ConfigError
+from burst_dask.fleet.base import Fleet
+from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan, settings_of
+from burst_dask.fleet.inprocess import InProcessFleet
+from burst_dask.fleet.local import LocalFleet
+from burst_dask.link import Link
+from burst_dask.protocol.records import FleetChoice
+from burst_dask.store.address import Address
+from burst_dask.worker.memory_watch import processors
+
+#: Workers on ECS of a session that does not say how many: they cost, so no more than a machine has processors.
+ECS_WORKERS = 4
+#: Names the stack where it is not called `DEFAULT_NAME`.
+STACK_VARIABLE = "BURST_STACK"
+
+
+class Chosen(NamedTuple):
+    """What a session is opened with."""
+
+    fleet: FleetChoice
+    #: None: they are started by hand
+    workers: int | None
+    settings: Settings
+
+
+def choose(fleet: str | None, address: Address, workers: int | None, cpu: float | None, given: Given) -> Chosen:
+    """Return the fleet of a new session; on ECS, AWS is asked what is there, and nothing is started.
+
+    Parameters
+    ----------
+    fleet
+        As of `burst_dask.Session`.
+    address
+        Of the store.
+    cpu
+        Processors of a worker, as they were given.
+
+    Raises
+    ------
+    ConfigError
+        The arguments are wrong, or do not go together.
+    CloudError
+        AWS does not answer.
+    """
+    check_workers(workers, fleet)
+    if given.cloud is not None:
+        if fleet not in ("auto", "ecs"):
+            name = next(iter(msgspec.structs.asdict(given.cloud)))
+            named = {key: value for key, value in msgspec.structs.asdict(given.cloud).items() if value}
+            raise ConfigError(f"{', '.join(named) or name} with fleet={fleet!r}: these are for fleet='ecs'")
+        given.cloud.check()
+    if fleet == "ecs" or (fleet == "auto" and given.cloud is not None):
+        return _on_ecs(address, workers, cpu, given, None)
+    if fleet == "auto" and (stack := _stack_by_default(address)) is not None:
+        chosen = _on_ecs(address, workers, cpu, given, stack)
+        warnings.warn(
+            f"{chosen.workers} workers run on ECS, in the stack {stack.name} in {stack.region}, and cost: "
+            f"{msgspec.convert(chosen.fleet.options, EcsPlan)}. fleet='local' runs them on this machine; either "
+            "silences this",
+            stacklevel=3,
+        )
+        return chosen
+    if cpu in PARTS:
+        raise ConfigError(f"cpu={cpu!r}: parts of a processor are had on Fargate, with fleet='ecs'")
+    count = processors() if workers is None and fleet is not None else workers
+    return Chosen(FleetChoice(), count, given.settings)
+
+
+def _on_ecs(address: Address, workers: int | None, cpu: float | None, given: Given, stack: Stack | None) -> Chosen:
+    """Return the choice of ECS; what its workers need is checked with AWS."""
+    if address.scheme in ("file", "memory"):
+        raise ConfigError(
+            f"fleet='ecs' with the store {address.url}: its workers do not see this machine; use a store such as "
+            "s3://bucket/prefix"
+        )
+    clients = Clients.of(region=None if "endpoint_url" in address.options else address.options.get("region"))
+    name = os.environ.get(STACK_VARIABLE) or DEFAULT_NAME
+    stack = stack or read_stack(clients, name)
+    if stack is None:
+        raise ConfigError(
+            f"fleet='ecs': there is no stack {name} in {clients.region}; `burst setup aws` makes one, and "
+            f"{STACK_VARIABLE} names another. Nothing was started"
+        )
+    if not stack.usable:
+        raise ConfigError(
+            f"fleet='ecs': the stack {name} is {stack.status}, not ready; wait, or see `burst doctor aws`. "
+            "Nothing was started"
+        )
+    settings = given.settings
+    cloud = given.cloud or EcsArguments()
+    threads = settings.threads if settings.threads != Settings().threads else None
+    plan = EcsPlan.made(cloud, cpu if cpu is not None else threads, settings.memory_limit, clients, stack)
+    checked = Settings.of(**(settings.to_dict() | settings_of(plan)))
+    return Chosen(FleetChoice("ecs", msgspec.to_builtins(plan)), workers or ECS_WORKERS, checked)
+
+
+def _stack_by_default(address: Address) -> Stack | None:
+    """Return the stack whose workers a session on this store has unless it asks for others; None if there is none."""
+    elsewhere = "endpoint_url" in address.options or os.environ.get("AWS_ENDPOINT_URL_S3")
+    if address.scheme != "s3" or elsewhere:
+        return None  # not Amazon's: workers there would be far from it
+    name = os.environ.get(STACK_VARIABLE) or DEFAULT_NAME
+    try:
+        clients = Clients.of(region=address.options.get("region"))
+        stack = read_stack(clients, name)
+        if stack is None:
+            why = f"there is no stack {name} in {clients.region}, which `burst setup aws` makes"
+        elif not stack.usable:
+            why = f"the stack {name} is {stack.status}"
+        elif not stack.image:
+            why = f"the stack {name} has no image for workers, which `burst image push` makes"
+        else:
+            return stack
+    except BurstError as error:
+        why = str(error)
+    warnings.warn(
+        f"workers run on this machine, as fleet='local' would have it without this warning: {why}", stacklevel=4
+    )
+    return None
+
+
+# ---------------------------------------------------------------------------- of a session that is there
+
+
+def can_start(link: Link) -> bool:
+    """Tell whether this client can start workers like those that the session has."""
+    if link.manifest.fleet.kind == "ecs":
+        return True
+    return link.manifest.host == platform.node() and "memory://" not in link.store.url
+
+
+def fleet_of(link: Link) -> Fleet:
+    """Return the fleet of a session; nothing is asked or started yet."""
+    settings, choice = link.settings, link.manifest.fleet
+    if choice.kind == "ecs":
+        plan = _plan(choice)
+        return EcsFleet(link.session, link.store.url, plan, opened=link.manifest.created)
+    if "memory://" in link.store.url:
+        return InProcessFleet(link.session, link.store, threads=settings.threads)
+    return LocalFleet(link.session, link.store.url, threads=settings.threads, memory_limit=settings.memory_limit)
+
+
+def _plan(choice: FleetChoice) -> EcsPlan:
+    try:
+        return msgspec.convert(choice.options, EcsPlan)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"how workers of this session run on ECS was written by another version of burst_dask: {error}; "
+            "update this one"
+        ) from None

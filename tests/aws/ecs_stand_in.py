@@ -1,0 +1,446 @@
+"""A stand-in for ECS: it starts, as processes of this machine, the very command and environment that RunTask names.
+
+It is a small HTTP server in front of moto. What concerns tasks (RunTask, ListTasks, DescribeTasks, StopTask) it answers
+itself; everything else, also of ECS, goes to moto. A task's process gets a clean environment: what an image and ECS
+give it, the task definition's and the override's, and nothing of whoever runs the tests. What it writes goes to the
+log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import psutil
+from servers import CREDENTIALS, REGION
+
+#: Pairs that Fargate takes, as its documentation has them: CPU units -> least, most and step in GiB.
+FARGATE = {
+    "512": (1, 4, 1),
+    "1024": (2, 8, 1),
+    "2048": (4, 16, 1),
+    "4096": (8, 30, 1),
+    "8192": (16, 60, 4),
+    "16384": (32, 120, 8),
+}
+ACCOUNT = "123456789012"
+#: An answer: what was asked for is done, and the connection breaks before the news of it comes.
+LOST = "lost"
+#: Takes the name of a call and its request; returns an answer, an error as (status, code, message), or None to go on.
+Fault = Callable[[str, dict[str, Any]], Any]
+
+
+class RunningTask:
+    """A task, and its process."""
+
+    def __init__(self, stand_in: EcsStandIn, request: dict[str, Any], definition: dict[str, Any]) -> None:
+        self.id = hashlib.sha256(os.urandom(16)).hexdigest()[:32]
+        self.arn = f"arn:aws:ecs:{REGION}:{ACCOUNT}:task/{request['cluster']}/{self.id}"
+        self.request, self.definition = request, definition
+        self.container = definition["containerDefinitions"][0]
+        self.status, self.desired = "PROVISIONING", "RUNNING"
+        self.stop_code = self.reason = self.container_reason = ""
+        self.exit_code: int | None = None
+        self.created = stand_in.now()
+        self.provider = request["capacityProviderStrategy"][0]["capacityProvider"]
+        self.process: subprocess.Popen[bytes] | None = None
+        self._stand_in = stand_in
+        self.home = Path(tempfile.mkdtemp(prefix="task-", dir=stand_in.directory))
+
+    # ------------------------------------------------------------------ its life
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the container sees."""
+        (override,) = self.request["overrides"]["containerOverrides"]
+        assert override["name"] == self.container["name"]
+        named = [*self.container.get("environment", ()), *override.get("environment", ())]
+        return self._stand_in.image | {"HOME": str(self.home)} | {one["name"]: one["value"] for one in named}
+
+    @property
+    def command(self) -> list[str]:
+        (override,) = self.request["overrides"]["containerOverrides"]
+        return [*self.container.get("entryPoint", ()), *override.get("command", self.container.get("command", ()))]
+
+    def start(self) -> None:
+        """Run the container's process, or fail as ECS does."""
+        if reason := self._stand_in.unfit(self):
+            self.over("TaskFailedToStart", reason)
+            return
+        if self.provider in self._stand_in.without_machines:
+            return
+        if not self._stand_in.processes:
+            self.status = "RUNNING"
+            return
+        self.process = subprocess.Popen(
+            self.command,
+            env=self.environment,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.status = "RUNNING"
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        """Pass on what the process writes, until it ends."""
+        process = self.process
+        assert process is not None and process.stdout is not None
+        log = self._stand_in.stream(self)
+        for line in process.stdout:
+            log(line.decode(errors="replace").rstrip("\n"))
+        code = process.wait()
+        self.exit_code = code if code >= 0 else 128 - code
+        self.over(self.stop_code or "EssentialContainerExited", self.reason or "Essential container in task exited")
+
+    def over(self, code: str, reason: str) -> None:
+        self.stop_code, self.reason = code, reason
+        self.status = self.desired = "STOPPED"
+
+    def stop(self, code: str, reason: str) -> None:
+        """Send SIGTERM, and SIGKILL after the stop timeout."""
+        if self.status == "STOPPED":
+            return
+        self.stop_code, self.reason, self.desired = code, reason, "STOPPED"
+        if self.process is None:
+            self.over(code, reason)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        timer = threading.Timer(float(self.container.get("stopTimeout", 30)), self.kill)
+        timer.daemon = True
+        timer.start()
+
+    def kill(self, code: str = "", reason: str = "") -> None:
+        """End all its processes at once."""
+        if code:
+            self.stop_code, self.reason, self.desired = code, reason, "STOPPED"
+        if self.process is None and code:
+            self.over(code, reason)
+        if self.process is None or self.process.poll() is not None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+    # ------------------------------------------------------------------ as ECS tells of it
+
+    def told(self) -> dict[str, Any]:
+        container: dict[str, Any] = {"name": self.container["name"], "lastStatus": self.status}
+        if self.exit_code is not None:
+            container["exitCode"] = self.exit_code
+        if self.container_reason:
+            container["reason"] = self.container_reason
+        more = {"stopCode": self.stop_code, "stoppedReason": self.reason} if self.desired == "STOPPED" else {}
+        return {
+            "taskArn": self.arn,
+            "clusterArn": f"arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{self.request['cluster']}",
+            "taskDefinitionArn": self.definition["taskDefinitionArn"],
+            "lastStatus": self.status,
+            "desiredStatus": self.desired,
+            "startedBy": self.request.get("startedBy", ""),
+            "group": self.request.get("group", ""),
+            "tags": self.request.get("tags", []),
+            "capacityProviderName": self.provider,
+            "createdAt": self.created,
+            "containers": [container],
+            **more,
+        }
+
+
+class EcsStandIn:
+    """The server; see the module.
+
+    Parameters
+    ----------
+    moto
+        Endpoint of moto.
+    directory
+        For homes of tasks.
+    image
+        Environment that the image gives: by default one in which this package and the tests can be imported, and
+        the credentials that the task role would give.
+    processes
+        Whether tasks really run; without, they are RUNNING until they are stopped.
+    """
+
+    def __init__(self, moto: str, directory: Path, image: dict[str, str] | None = None, processes: bool = True) -> None:
+        self.moto, self.directory, self.processes = moto, directory, processes
+        self.image = image or {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "AWS_EC2_METADATA_DISABLED": "true",
+            **CREDENTIALS,
+        }
+        #: architectures of the image
+        self.architectures = {"X86_64", "ARM64"}
+        #: images that cannot be pulled
+        self.missing_images: set[str] = set()
+        #: the clock
+        self.now = time.time
+        #: capacity providers whose tasks wait for a machine
+        self.without_machines: set[str] = set()
+        self.tasks: list[RunningTask] = []
+        #: calls of ECS, as (name, request)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.faults: list[Fault] = []
+        self._tokens: dict[str, tuple[dict[str, Any], list[RunningTask]]] = {}
+        self._lock = threading.RLock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        for task in self.tasks:
+            task.kill()
+
+    def client(self, service: str) -> Any:
+        """Return a client of moto itself."""
+        return boto3.client(service, endpoint_url=self.moto, region_name=REGION)
+
+    # ------------------------------------------------------------------ what tests do
+
+    @property
+    def running(self) -> list[RunningTask]:
+        return [task for task in self.tasks if task.desired == "RUNNING"]
+
+    def take_back(self, task: RunningTask) -> None:
+        """Lose a task as Spot does when even its two minutes are not given."""
+        task.kill("SpotInterruption", "Your Spot Task was interrupted.")
+
+    def names(self, call: str) -> list[dict[str, Any]]:
+        """Return the requests of a call."""
+        return [request for name, request in self.calls if name == call]
+
+    def once(self, call: str, answer: Any, times: int = 1) -> None:
+        """Answer the next requests of a call so."""
+        left = itertools.count(times, -1)
+        self.faults.append(lambda name, request: answer if name == call and next(left) > 0 else None)
+
+    def always(self, call: str, answer: Any) -> None:
+        self.faults.append(lambda name, request: answer if name == call else None)
+
+    def unfit(self, task: RunningTask) -> str:
+        """Return why a task's image cannot run, as ECS says it."""
+        image = task.container["image"]
+        if image in self.missing_images:
+            return (
+                "CannotPullContainerError: pull image manifest has been retried 1 time(s): failed to resolve ref "
+                f"{image}: not found"
+            )
+        wanted = task.definition["runtimePlatform"]["cpuArchitecture"]
+        if wanted not in self.architectures:
+            platform = {"X86_64": "linux/amd64", "ARM64": "linux/arm64"}[wanted]
+            return (
+                "CannotPullContainerError: pull image manifest has been retried 1 time(s): image Manifest does not "
+                f"contain descriptor matching platform '{platform}'"
+            )
+        return ""
+
+    def stream(self, task: RunningTask) -> Callable[[str], None]:
+        """Return what writes a line to a task's log stream."""
+        options = task.container["logConfiguration"]["options"]
+        logs = self.client("logs")
+        place = {
+            "logGroupName": options["awslogs-group"],
+            "logStreamName": f"{options['awslogs-stream-prefix']}/{task.container['name']}/{task.id}",
+        }
+        logs.create_log_stream(**place)
+
+        def write(line: str) -> None:
+            logs.put_log_events(**place, logEvents=[{"timestamp": int(time.time() * 1000), "message": line or " "}])
+
+        return write
+
+    # ------------------------------------------------------------------ calls
+
+    def answer(self, call: str, request: dict[str, Any]) -> Any:
+        """Return what ECS answers; None: moto does."""
+        with self._lock:
+            self.calls.append((call, request))
+            found = next((one for fault in self.faults if (one := fault(call, request)) is not None), None)
+            if found is not None and found != LOST:
+                return found
+            known = {
+                "RunTask": self._run_task,
+                "ListTasks": self._list_tasks,
+                "DescribeTasks": self._describe_tasks,
+                "StopTask": self._stop_task,
+                "RegisterTaskDefinition": self._register,
+            }
+            answer = known[call](request) if call in known else None
+            return LOST if found == LOST else answer
+
+    def _run_task(self, request: dict[str, Any]) -> Any:
+        token = request.get("clientToken", "")
+        rest = {name: value for name, value in request.items() if name != "clientToken"}
+        if token in self._tokens:
+            same, tasks = self._tokens[token]
+            if same != rest:
+                return 400, "ConflictException", "The provided clientToken is already in use."
+            return {"tasks": [task.told() for task in tasks], "failures": []}
+        if not 1 <= request.get("count", 1) <= 10:
+            return 400, "InvalidParameterException", "Count must be between 1 and 10."
+        found = self.client("ecs").describe_task_definition(taskDefinition=request["taskDefinition"])["taskDefinition"]
+        definition = json.loads(json.dumps(found, default=str))
+        if (definition["networkMode"] == "awsvpc") != ("networkConfiguration" in request):
+            return 400, "InvalidParameterException", "Network Configuration is for networkMode 'awsvpc'."
+        tasks = [RunningTask(self, request, definition) for _ in range(request.get("count", 1))]
+        self.tasks += tasks
+        self._tokens[token] = rest, tasks
+        answer = {"tasks": [task.told() for task in tasks], "failures": []}
+        for task in tasks:  # what becomes of them is not in the answer
+            task.start()
+        return answer
+
+    def _list_tasks(self, request: dict[str, Any]) -> Any:
+        wanted = request.get("desiredStatus", "RUNNING")
+        mine = [task for task in self.tasks if task.request["cluster"] == request["cluster"]]
+        if "startedBy" in request:
+            mine = [task for task in mine if task.request.get("startedBy") == request["startedBy"]]
+        arns = [task.arn for task in mine if task.desired == wanted]
+        start = int(request.get("nextToken", 0))
+        page = {"taskArns": arns[start : start + 100]}
+        return page | ({"nextToken": str(start + 100)} if len(arns) > start + 100 else {})
+
+    def _describe_tasks(self, request: dict[str, Any]) -> Any:
+        if len(request["tasks"]) > 100:
+            return 400, "InvalidParameterException", "Tasks cannot be more than 100."
+        there = {task.arn: task for task in self.tasks}
+        return {
+            "tasks": [there[arn].told() for arn in request["tasks"] if arn in there],
+            "failures": [{"arn": arn, "reason": "MISSING"} for arn in request["tasks"] if arn not in there],
+        }
+
+    def _stop_task(self, request: dict[str, Any]) -> Any:
+        for task in self.tasks:
+            if task.arn == request["task"]:
+                task.stop("UserInitiated", request.get("reason", ""))
+                return {"task": task.told()}
+        return 400, "InvalidParameterException", "The referenced task was not found."
+
+    def _register(self, request: dict[str, Any]) -> Any:
+        """Refuse what Fargate has not; moto would not mind."""
+        if "FARGATE" not in request.get("requiresCompatibilities", ()):
+            return None
+        cpu, memory = request["cpu"], int(request["memory"])
+        least, most, step = FARGATE.get(cpu, (0, 0, 1))
+        small = cpu == "256" and memory in (512, 1024, 2048)
+        if small or (memory % (step * 1024) == 0 and least * 1024 <= memory <= most * 1024):
+            return None
+        return 400, "ClientException", "No Fargate configuration exists for given values."
+
+    # ------------------------------------------------------------------ HTTP
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                service, _, call = self.headers.get("X-Amz-Target", "").partition(".")
+                if service.startswith("AmazonEC2ContainerService"):
+                    answer = stand_in.answer(call, json.loads(body or b"{}"))
+                    if answer is not None:
+                        self.tell(answer)
+                        return
+                host = urlsplit(stand_in.moto).netloc
+                connection = http.client.HTTPConnection(host, timeout=60)
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+                connection.request(self.command, self.path, body=body, headers=headers)
+                response = connection.getresponse()
+                self.send(response.status, response.read(), dict(response.getheaders()))
+                connection.close()
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = handle_one
+
+            def tell(self, answer: Any) -> None:
+                if answer == LOST:
+                    self.close_connection = True
+                    return
+                headers = {"Content-Type": "application/x-amz-json-1.1"}
+                if isinstance(answer, tuple):
+                    status, code, message, *more = answer
+                    data = {"__type": code, "message": message, **(more[0] if more else {})}
+                    self.send(status, json.dumps(data).encode(), headers)
+                else:
+                    self.send(200, json.dumps(answer).encode(), headers)
+
+            def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        return Handler
+
+
+#: As much of the stack as a fleet needs, so that its tests do not hang on the whole template.
+TEMPLATE = {
+    "Parameters": {
+        "InstanceTypesX86": {"Type": "CommaDelimitedList", "Default": "m5.large"},
+        "InstanceTypesArm": {"Type": "CommaDelimitedList", "Default": "c6g.*,m6g.*"},
+    },
+    "Resources": {
+        "Cluster": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "burst-dask"}},
+        "LogGroup": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": "/burst-dask/burst-dask"}},
+        "Bucket": {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": "burst-dask-tests"}},
+        "Repository": {"Type": "AWS::ECR::Repository", "Properties": {"RepositoryName": "burst-dask"}},
+    },
+    "Outputs": {
+        "Bucket": {"Value": "burst-dask-tests"},
+        "Cluster": {"Value": "burst-dask"},
+        "LogGroup": {"Value": "/burst-dask/burst-dask"},
+        "Repository": {"Value": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/burst-dask"},
+        "TaskRole": {"Value": f"arn:aws:iam::{ACCOUNT}:role/burst-dask-task"},
+        "ExecutionRole": {"Value": f"arn:aws:iam::{ACCOUNT}:role/burst-dask-execution"},
+        "Subnets": {"Value": "subnet-0000000a,subnet-0000000b"},
+        "SecurityGroups": {"Value": "sg-0000000a"},
+        "AssignPublicIp": {"Value": "ENABLED"},
+        "CapacityProviderX86": {"Value": "burst-dask-x86"},
+        "CapacityProviderX86Spot": {"Value": "burst-dask-x86-spot"},
+        "CapacityProviderArm": {"Value": "burst-dask-arm"},
+    },
+}
+
+
+def stand(moto: str) -> None:
+    """Make the stack in moto, with an image."""
+
+    def client(service: str) -> Any:
+        return boto3.client(service, endpoint_url=moto, region_name=REGION)
+
+    client("cloudformation").create_stack(StackName="burst-dask", TemplateBody=json.dumps(TEMPLATE))
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": {}, "layers": []})
+    client("ecr").put_image(repositoryName="burst-dask", imageManifest=manifest, imageTag="0a1b2c")

@@ -1,0 +1,371 @@
+"""A fleet on ECS: what it starts and stops, and that it starts nothing twice."""
+
+import pytest
+from ecs_stand_in import LOST
+
+from burst_dask.errors import CloudError, CloudLimit, CloudUnavailable, ConfigError, CredentialsExpired
+from burst_dask.fleet.base import Fleet, Logging, Remote
+from burst_dask.fleet.ecs.fleet import LOOK_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
+from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE
+
+NO_CAPACITY = {"tasks": [], "failures": [{"reason": "Capacity is unavailable at this time. Please try again later"}]}
+THROTTLED = (400, "ThrottlingException", "Rate exceeded")
+
+
+def counts(ecs):
+    return [request["count"] for request in ecs.names("RunTask")]
+
+
+def providers(ecs):
+    return [request["capacityProviderStrategy"][0]["capacityProvider"] for request in ecs.names("RunTask")]
+
+
+# ---------------------------------------------------------------------------- start, stop
+
+
+def test_it_is_a_fleet(fleet_of, ecs):
+    fleet = fleet_of()
+    assert isinstance(fleet, Fleet) and isinstance(fleet, Remote) and isinstance(fleet, Logging)
+    assert ecs.calls == [], "nothing is asked before it is needed"
+    assert fleet.alive() == 0
+    with pytest.raises(ConfigError, match="-1 workers"):
+        fleet.start(-1)
+
+
+def test_workers_start_in_batches(fleet_of, ecs):
+    fleet = fleet_of()
+    assert fleet.ensure(25) == 25
+    assert counts(ecs) == [10, 10, 5]
+    assert len({request["clientToken"] for request in ecs.names("RunTask")}) == 3
+    assert fleet.alive() == len(ecs.running) == 25
+    fleet.start(2)
+    assert fleet.alive() == 27
+
+
+def test_what_is_missing_is_started(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    fleet.ensure(3)
+    ecs.take_back(ecs.running[0])
+    assert fleet.ensure(3) == 0, "looked a moment ago"
+    clock.pause(LOOK_EVERY)
+    assert fleet.ensure(3) == 1 and fleet.alive() == 3
+    assert fleet.ensure(4) == 1, "another number is looked for at once"
+
+
+def test_one_definition_for_all_sessions_of_a_shape(fleet_of, ecs):
+    fleet_of("sess1", cpu=2, memory=5 << 30).ensure(1)
+    fleet_of("sess2", cpu=2, memory=5 << 30, tags={"project": "ice"}).ensure(1)
+    assert len(ecs.names("RegisterTaskDefinition")) == 1
+    fleet_of("sess1", cpu=2, memory=6 << 30).start(1)
+    assert len(ecs.names("RegisterTaskDefinition")) == 2
+
+
+def test_only_workers_of_the_session_are_counted_and_stopped(fleet_of, ecs):
+    ours, theirs = fleet_of("sess1"), fleet_of("sess2")
+    ours.ensure(2)
+    theirs.ensure(3)
+    assert (ours.alive(), theirs.alive()) == (2, 3)
+    ours.remove()
+    assert (ours.alive(), theirs.alive()) == (0, 3)
+    assert {task.request["startedBy"] for task in ecs.running} == {"burst-sess2"}
+
+
+def test_fewer_workers_are_had_by_stopping_those_that_do_not_run_yet(fleet_of, ecs, clock):
+    fleet = fleet_of(spot=True)
+    fleet.ensure(2)
+    clock.pause(60)
+    fleet.start(1)
+    ecs.without_machines.add("FARGATE_SPOT")
+    fleet.start(2)
+    first, second, third, *waiting = ecs.tasks
+    fleet.reduce(3)
+    assert all(task.desired == "STOPPED" for task in waiting)
+    fleet.reduce(2)
+    assert ecs.running == [first, second] and third.desired == "STOPPED", "the newest of those that run"
+    fleet.reduce(2)
+    assert fleet.alive() == 2
+
+
+def test_tasks_that_do_not_stop_are_told_of(fleet_of, ecs):
+    fleet = fleet_of()
+    fleet.ensure(1)
+    ecs.always("StopTask", {"task": {}})
+    with pytest.raises(CloudError, match=r"1 tasks of session sess1 were told to stop and still run, such as arn:"):
+        fleet.stop()
+
+
+def test_a_task_that_ecs_has_forgotten_is_no_hindrance(fleet_of, ecs):
+    fleet = fleet_of()
+    fleet.ensure(1)
+    ecs.once("StopTask", (400, "InvalidParameterException", "The referenced task was not found."))
+    ecs.always("DescribeTasks", {"tasks": [], "failures": []})
+    fleet.stop()
+
+
+# ---------------------------------------------------------------------------- nothing twice
+
+
+def test_a_lost_answer_starts_no_second_batch(fleet_of, ecs):
+    fleet = fleet_of()
+    ecs.once("RunTask", LOST)
+    assert fleet.ensure(5) == 5
+    first, second = ecs.names("RunTask")
+    assert first["clientToken"] == second["clientToken"] and len(ecs.tasks) == 5
+
+
+def test_a_client_that_comes_after_one_that_died_starts_no_second_batch(fleet_of, ecs):
+    """The first one's tasks are not listed yet: ECS is consistent after a while only."""
+    fleet_of().ensure(12)
+    ecs.always("ListTasks", {"taskArns": []})
+    assert fleet_of().ensure(12) == 12, "as far as it can tell"
+    assert len(ecs.tasks) == 12
+
+
+def test_what_was_started_counts_before_it_is_listed(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    ecs.always("ListTasks", {"taskArns": []})
+    fleet.ensure(3)
+    assert fleet.alive() == 3
+    ecs.take_back(ecs.tasks[0])
+    assert fleet.alive() == 2, "it is known to have ended"
+    clock.pause(SHOWN_WITHIN)
+    assert fleet.alive() == 0
+
+
+def test_a_fleet_that_has_ended_is_started_anew(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    for _ in range(12):  # workers that die again and again
+        assert fleet.ensure(1) == 1
+        ecs.take_back(ecs.running[0])
+        clock.pause(LOOK_EVERY)
+    assert len(ecs.tasks) == len(ecs.names("RunTask")) == 12
+
+
+def test_tasks_of_an_earlier_wish_are_not_taken_for_new_ones(fleet_of, ecs):
+    fleet_of().ensure(1)
+    ecs.take_back(ecs.running[0])
+    ecs.always("ListTasks", {"taskArns": []})  # it is forgotten, and its token is not
+    assert fleet_of().ensure(1) == 1
+    assert len(ecs.running) == 1 and len(ecs.tasks) == 2
+
+
+def test_another_wish_under_the_same_token(fleet_of, ecs):
+    """ECS names the tasks that the token stands for; they are somebody's, and count."""
+    fleet = fleet_of()
+    conflict = (400, "ConflictException", "already in use", {"resourceIds": ["arn:task/c/1", "arn:task/c/2"]})
+    ecs.once("RunTask", conflict)
+    assert fleet.ensure(2) == 2 and ecs.tasks == []
+
+
+# ---------------------------------------------------------------------------- what stands in the way
+
+
+def test_throttled_calls_are_sent_again_with_jitter(fleet_of, ecs, clock):
+    ecs.once("RunTask", THROTTLED, times=4)
+    assert fleet_of().ensure(5) == 5
+    assert len(clock.pauses) == 4 and all(0.5 * 2**n <= pause <= 2**n for n, pause in enumerate(clock.pauses))
+    assert len({request["clientToken"] for request in ecs.names("RunTask")}) == 1
+
+
+def test_throttled_for_long(fleet_of, ecs, clock):
+    ecs.always("RunTask", THROTTLED)
+    with pytest.raises(CloudUnavailable, match=r"AWS throttles ecs:RunTask"):
+        fleet_of().ensure(5)
+    assert PATIENCE / 2 < sum(clock.pauses) <= PATIENCE
+
+
+def test_starting_many_keeps_to_the_rate_of_the_account(fleet_of, ecs, clock):
+    fleet_of().ensure(250)
+    assert sum(clock.pauses) == pytest.approx((250 - 100) / 20)
+
+
+def test_no_capacity(fleet_of, ecs, clock):
+    ecs.always("RunTask", NO_CAPACITY)
+    with pytest.raises(
+        CloudUnavailable, match=r"no worker of session sess1 could be started: AWS has no machine .* kept"
+    ):
+        fleet_of().ensure(5)
+    assert 0 < sum(clock.pauses) <= CAPACITY_PATIENCE
+    tokens = [request["clientToken"] for request in ecs.names("RunTask")]
+    assert len(set(tokens)) == len(tokens), "ECS would answer the same again"
+
+
+def test_some_capacity(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    fleet.start(10)
+    ecs.always("RunTask", NO_CAPACITY)
+    with pytest.warns(UserWarning, match=r"0 of 2 workers .* were started: AWS has no machine .* tried again while"):
+        assert fleet.ensure(12) == 0
+    ecs.faults.clear()
+    clock.pause(LOOK_EVERY)
+    assert fleet.ensure(12) == 2
+
+
+def test_spot_with_a_fallback(fleet_of, ecs, clock):
+    fleet = fleet_of(spot="with-fallback")
+    ecs.once("RunTask", NO_CAPACITY)
+    assert fleet.ensure(3) == 3
+    assert providers(ecs) == ["FARGATE_SPOT", "FARGATE"]
+    assert fleet.ensure(4) == 1 and providers(ecs)[2:] == ["FARGATE"], "Spot is not asked again soon"
+    clock.pause(SPOT_REST)
+    assert fleet.ensure(5) == 1 and providers(ecs)[3:] == ["FARGATE_SPOT"]
+
+
+def test_spot_without_a_fallback_waits(fleet_of, ecs):
+    fleet = fleet_of(spot=True)
+    ecs.once("RunTask", NO_CAPACITY, times=2)
+    assert fleet.ensure(3) == 3 and set(providers(ecs)) == {"FARGATE_SPOT"}
+
+
+def test_instances_of_spot_that_do_not_come_are_given_up(fleet_of, ecs, clock):
+    fleet = fleet_of(launch_type="EC2", spot="with-fallback")
+    ecs.without_machines.add("burst-dask-x86-spot")
+    assert fleet.ensure(2) == 2
+    clock.pause(LOOK_EVERY)
+    assert fleet.ensure(2) == 0, "an instance takes its time"
+    clock.pause(SPOT_PATIENCE)
+    assert fleet.ensure(2) == 2
+    assert [task.provider for task in ecs.running] == ["burst-dask-x86"] * 2
+    assert fleet.notes() == [], "it was this fleet that stopped the others"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (
+            {"tasks": [], "failures": [{"reason": "You've reached the limit on the number of vCPUs you can run"}]},
+            CloudLimit,
+            "quota is used up; `burst doctor aws`",
+        ),
+        (
+            (400, "ClientException", "You've reached the limit on the number of vCPUs you can run concurrently"),
+            CloudLimit,
+            "quota is used up; `burst doctor aws`",
+        ),
+        (
+            (400, "ClientException", "ECS was unable to assume the role 'arn:aws:iam::1:role/x' that was provided"),
+            CloudError,
+            "may not assume a role of the stack.*iam:PassRole",
+        ),
+        (
+            (400, "ExpiredTokenException", "The security token included in the request is expired"),
+            CredentialsExpired,
+            "credentials have expired",
+        ),
+        ((400, "ClusterNotFoundException", "Cluster not found."), CloudError, "the cluster is gone: .*cluster burst-dask"),
+        (
+            (400, "AccessDeniedException", "User: arn:u is not authorized to perform: ecs:RunTask on resource: arn:r"),
+            CloudError,
+            "lack the right ecs:RunTask on arn:r",
+        ),
+    ],
+)
+def test_what_waiting_does_not_help_against_is_told_at_once(fleet_of, ecs, clock, answer, error, message):
+    ecs.always("RunTask", answer)
+    with pytest.raises(error, match=message):
+        fleet_of().ensure(5)
+    assert clock.pauses == [] and len(ecs.names("RunTask")) == 1
+
+
+def test_a_quota_that_is_reached_half_way(fleet_of, ecs):
+    fleet = fleet_of()
+    full = {"tasks": [], "failures": [{"reason": "You've reached the limit on the number of vCPUs"}]}
+    ecs.faults.append(lambda call, request: full if call == "RunTask" and len(ecs.tasks) >= 20 else None)
+    with pytest.warns(UserWarning, match=r"20 of 50 workers .* quota is used up.* the work goes on with fewer"):
+        assert fleet.ensure(50) == 20
+
+
+def test_a_size_that_fargate_has_no_more(fleet_of, ecs):
+    ecs.once("RegisterTaskDefinition", (400, "ClientException", "No Fargate configuration exists for given values."))
+    with pytest.raises(CloudError, match=r"Fargate has no machine of that size\. Workers are 2 vCPU with 7 GiB"):
+        fleet_of(cpu=2, memory=7 << 30).ensure(1)
+
+
+def test_two_that_register_the_same_at_once(fleet_of, ecs):
+    race = "Too many concurrent attempts to create a new revision of the specified family."
+    ecs.once("RegisterTaskDefinition", (400, "ClientException", race))
+    assert fleet_of(cpu=2, memory=8 << 30).ensure(1) == 1
+
+
+def test_a_worker_that_may_not_ask_for_definitions_uses_the_one_that_is_there(fleet_of, ecs):
+    fleet_of().ensure(1)
+    ecs.always("DescribeTaskDefinition", (400, "AccessDeniedException", "no"))
+    fleet_of().start(1)
+    assert len(ecs.running) == 2 and len(ecs.names("RegisterTaskDefinition")) <= 1
+
+
+# ---------------------------------------------------------------------------- what became of them
+
+
+def test_notes_say_what_became_of_workers(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    fleet.ensure(4)
+    assert fleet.notes() == []
+    spot, memory, other, _ = ecs.tasks
+    ecs.take_back(spot)
+    memory.container_reason, memory.exit_code = "OutOfMemoryError: Container killed due to memory usage", 137
+    memory.over("EssentialContainerExited", "Essential container in task exited")
+    other.stop("UserInitiated", "by hand")
+    ecs.without_machines.add("FARGATE")
+    fleet.start(2)
+    clock.pause(240)
+    assert fleet.notes() == [
+        "2 workers have been waiting for a machine or for their image for up to 4 min",
+        "one stopped: Spot took its machine back (Your Spot Task was interrupted.)",
+        "one stopped: it used more memory than its container has "
+        "(OutOfMemoryError: Container killed due to memory usage)",
+        "one stopped: somebody stopped it: by hand",
+    ]
+    said = fleet.describe()
+    assert said.startswith(
+        "3 workers on ECS, 1 vCPU with 2 GiB each on Fargate (x86_64); logs in the group /burst-dask/"
+    )
+    assert said.endswith("by hand")
+
+
+def test_images_that_cannot_run(fleet_of, ecs):
+    fleet = fleet_of(image="registry/missing:1")
+    ecs.missing_images.add("registry/missing:1")
+    fleet.ensure(2)
+    assert fleet.alive() == 0
+    (note,) = fleet.notes()
+    assert note.startswith("2 stopped: its image is not there; push it with `burst image push`")
+    ecs.architectures = {"X86_64"}
+    arm = fleet_of("sess2", arch="arm64")
+    arm.ensure(1)
+    assert "its image is for another architecture: set arch=" in arm.describe()
+
+
+def test_the_last_line_of_a_worker_that_failed_is_told(fleet_of, ecs):
+    fleet = fleet_of()
+    fleet.ensure(2)
+    one, other = ecs.tasks
+    for task, line in ((one, "the session was refused: Dask 2025.1 here"), (other, "exec burst: exec format error")):
+        ecs.stream(task)(line)
+        task.exit_code = 3 if task is one else 255
+        task.over("EssentialContainerExited", "Essential container in task exited")
+    first, second = fleet.notes()
+    assert first.endswith("its log says why (exit code 3): the session was refused: Dask 2025.1 here")
+    assert "its image is for another architecture" in second
+
+
+def test_it_cannot_be_described_while_aws_is_out_of_reach(fleet_of, ecs):
+    fleet = fleet_of()
+    ecs.always("ListTasks", (500, "ServerException", "try later"))
+    assert "which cannot be asked now: AWS did not do ecs:ListTasks" in fleet.describe()
+
+
+def test_logs_are_found_by_session_and_worker(fleet_of, ecs):
+    fleet = fleet_of()
+    fleet_of("sess2").ensure(1)
+    fleet.ensure(2)
+    for number, task in enumerate(ecs.tasks):
+        session = task.request["startedBy"].removeprefix("burst-")
+        write = ecs.stream(task)
+        write(f"INFO workers for session {session}: 1 processes of 1 threads")
+        write(f"INFO worker w{number} started, pid 7")
+    logs = fleet.process_logs()
+    assert [log.name for log in logs] == [f"burst/worker/{task.id}" for task in ecs.tasks[1:]]
+    assert [log.name for log in fleet.process_logs("w2")] == [f"burst/worker/{ecs.tasks[2].id}"]
+    assert logs[0].text.endswith("worker w1 started, pid 7")
+    assert fleet_of("sess3").process_logs() == []
