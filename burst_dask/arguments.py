@@ -19,7 +19,7 @@ NAME_LENGTH = 200
 LEAST_MEMORY = 64 << 20
 
 #: Fleets that a session may ask for; "auto" is one of the others.
-FLEETS = ("auto", "local", "ecs")
+FLEETS = ("auto", "local", "ecs", "distributed")
 #: Processors of a worker that are a part of one, as Fargate has them.
 PARTS = (0.25, 0.5)
 
@@ -93,6 +93,13 @@ def check_seconds(what: str, seconds: float) -> None:
     """Raise unless `seconds` is a time that a session can last; `what` names the argument."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
         raise ConfigError(f"{what}={seconds!r}: must be a number of seconds, more than 0 and at most {LONGEST:g}")
+
+
+def check_cost(cost: float) -> float:
+    """Return a sum of USD, or raise `ConfigError`."""
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 < cost < float("inf"):
+        raise ConfigError(f"max_cost={cost!r}: must be a number of USD, more than 0")
+    return float(cost)
 
 
 def size(cpu: float | None, memory: str | int | None, settings: Mapping[str, Any]) -> dict[str, Any]:

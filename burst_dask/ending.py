@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from burst_dask.errors import ConfigError
 from burst_dask.journal.view import in_parallel
-from burst_dask.link import Link, listed
+from burst_dask.link import Link
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import Close, Extend
+from burst_dask.protocol.records import Afford, Close, Extend
 from burst_dask.protocol.shard import object_key_name
+from burst_dask.store.base import listed
 from burst_dask.submission import numbers
 
 #: Seconds between looks at workers that have been told to end.
@@ -42,6 +43,20 @@ async def extend(link: Link, seconds: float) -> float | None:
         )
     await link.append(Extend(now + seconds))
     return await link.deadline()
+
+
+async def afford(link: Link, max_cost: float) -> None:
+    """Let the session cost that much in all.
+
+    Raises
+    ------
+    ConfigError
+        The session is closed.
+    """
+    await link.follow()
+    if link.state.closed:
+        await link.check_open()
+    await link.append(Afford(max_cost))
 
 
 async def incomplete(link: Link) -> list[RunId]:

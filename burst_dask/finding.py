@@ -10,12 +10,13 @@ from burst_dask import link as links
 from burst_dask.errors import ConfigError, CorruptObject, UnknownId
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import SURVEY_PARALLEL, RunView, in_parallel
-from burst_dask.link import Link, listed
+from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId
 from burst_dask.protocol.records import Manifest, decode
 from burst_dask.report import when
 from burst_dask.store import Meta, Store
+from burst_dask.store.base import listed
 
 #: Sessions of one name that a message lists.
 CANDIDATES = 10

@@ -66,6 +66,8 @@ def choose(fleet: str | None, address: Address, workers: int | None, cpu: float 
         given.cloud.check()
     if fleet == "ecs" or (fleet == "auto" and given.cloud is not None):
         return _on_ecs(address, workers, cpu, given, None)
+    if fleet == "distributed":
+        return _in_cluster(workers, given.settings)
     if fleet == "auto" and (stack := _stack_by_default(address)) is not None:
         chosen = _on_ecs(address, workers, cpu, given, stack)
         warnings.warn(
@@ -79,6 +81,18 @@ def choose(fleet: str | None, address: Address, workers: int | None, cpu: float 
         raise ConfigError(f"cpu={cpu!r}: parts of a processor are had on Fargate, with fleet='ecs'")
     count = processors() if workers is None and fleet is not None else workers
     return Chosen(FleetChoice(), count, given.settings)
+
+
+def _in_cluster(workers: int | None, settings: Settings) -> Chosen:
+    """Return the choice of the cluster of this process's `distributed.Client`."""
+    try:
+        from burst_dask.fleet.cluster import address_of_default, size_of_default  # noqa: PLC0415 - of the extra, and heavy
+    except ImportError:
+        raise ConfigError(
+            "fleet='distributed' needs distributed: pip install 'dask[distributed]'. Nothing was started"
+        ) from None
+    options = {"address": address_of_default()}
+    return Chosen(FleetChoice("distributed", options), workers or size_of_default(), settings)
 
 
 def _on_ecs(address: Address, workers: int | None, cpu: float | None, given: Given, stack: Stack | None) -> Chosen:
@@ -139,7 +153,7 @@ def _stack_by_default(address: Address) -> Stack | None:
 
 def can_start(link: Link) -> bool:
     """Tell whether this client can start workers like those that the session has."""
-    if link.manifest.fleet.kind == "ecs":
+    if link.manifest.fleet.kind in ("ecs", "distributed"):
         return True
     return link.manifest.host == platform.node() and "memory://" not in link.store.url
 
@@ -148,18 +162,17 @@ def fleet_of(link: Link) -> Fleet:
     """Return the fleet of a session; nothing is asked or started yet."""
     settings, choice = link.settings, link.manifest.fleet
     if choice.kind == "ecs":
-        plan = _plan(choice)
-        return EcsFleet(link.session, link.store.url, plan, opened=link.manifest.created)
+        return EcsFleet(link.session, link.store.url, EcsPlan.of(choice), opened=link.manifest.created)
+    if choice.kind == "distributed":
+        from burst_dask.fleet.cluster import ClusterFleet  # noqa: PLC0415 - of the extra, and heavy
+
+        return ClusterFleet(
+            link.session,
+            link.store.url,
+            choice.options["address"],
+            threads=settings.threads,
+            memory_limit=settings.memory_limit,
+        )
     if "memory://" in link.store.url:
         return InProcessFleet(link.session, link.store, threads=settings.threads)
     return LocalFleet(link.session, link.store.url, threads=settings.threads, memory_limit=settings.memory_limit)
-
-
-def _plan(choice: FleetChoice) -> EcsPlan:
-    try:
-        return msgspec.convert(choice.options, EcsPlan)
-    except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"how workers of this session run on ECS was written by another version of burst_dask: {error}; "
-            "update this one"
-        ) from None

@@ -287,7 +287,7 @@ class Futures:
         plan = await store_run(
             link, sharded.run, sharded.packs(), lambda: sharded.plan(created=link.clock.wall(), priority=priority)
         )
-        await asyncio.to_thread(link.have_workers)
+        await link.have_workers()
         return plan, {key: number for number, key in enumerate(sharded.keys)}
 
     # ------------------------------------------------------------------ the end

@@ -6,28 +6,20 @@ import asyncio
 import contextlib
 import functools
 import warnings
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
-from burst_dask.environment.versions import table
 from burst_dask.errors import (
-    AccessDenied,
     BurstError,
     CloudError,
-    CloudLimit,
-    CloudUnavailable,
     ConfigError,
-    CredentialsMissing,
-    EnvironmentFailed,
-    FleetError,
-    SessionEnded,
     StoreAccessDenied,
-    VersionMismatch,
 )
 from burst_dask.fleet.base import Fleet, Remote
+from burst_dask.guard import Guard
 from burst_dask.journal import log
 from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.spending import Spending
@@ -36,7 +28,6 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import (
     Attach,
-    Differences,
     Ended,
     Manifest,
     Open,
@@ -48,23 +39,12 @@ from burst_dask.protocol.records import (
 )
 from burst_dask.protocol.session import CLOCKS_AGREE, SessionState, fold
 from burst_dask.report import WorkersStatus
-from burst_dask.store import Meta, Store, probe
+from burst_dask.scaling.healer import Elastic, Healer
+from burst_dask.store import Store, probe
+from burst_dask.store.base import listed
 
-#: Seconds between looks at the processes of a fleet on this machine, which cost no request.
-CHECK_FLEET_EVERY = 3.0
-#: Seconds without news after which heartbeats are listed, when workers are started elsewhere.
-CHECK_BEATS_EVERY = 15.0
-#: Seconds after which a client that waits for workers looks, once, whether their packages differ from its own.
-COMPARE_AFTER = 3.0
-#: How workers end that cannot work for the session, whenever they are started.
-REFUSALS = {"refused": VersionMismatch, "unprepared": EnvironmentFailed}
-#: Records of ended workers that are read to tell why none is alive.
-RECORDS_READ = 20
 #: Views of runs kept, each with small results that came with it.
 VIEWS = 32
-#: Times that ended workers are started again, without any news, before the wait is given up. A
-#: supervisor, too, has started each several times by then.
-RESTARTS = 2
 
 
 class WorkersSeen(NamedTuple):
@@ -104,6 +84,12 @@ class Link:
     def guard(self) -> Guard:
         """What sees to it that somebody works; one for all waits, however short each of them is."""
         return Guard(self)
+
+    @functools.cached_property
+    def healer(self) -> Healer:
+        """What sees to the fleet, and to what it costs."""
+        fleet = self.fleet if isinstance(self.fleet, Elastic) else None
+        return Healer(self.store, self.session, self.settings, self.author, fleet)
 
     @functools.cached_property
     def spending(self) -> Spending:
@@ -198,11 +184,13 @@ class Link:
         return await self.now() >= deadline
 
     async def condition(self) -> str:
-        """Return ``"open"``, ``"closed"`` or ``"expired"``."""
-        if not self.state.closed and await self.expired():
+        """Return ``"open"``, ``"closed"``, ``"halted"`` (its money is spent) or ``"expired"``."""
+        if not self.state.closed and (self.state.halted is not None or await self.expired()):
             await self.follow()  # another client may have extended it
         if self.state.closed:
             return "closed"
+        if self.state.halted is not None:
+            return "halted"
         return "expired" if await self.expired() else "open"
 
     async def check_open(self) -> None:
@@ -210,8 +198,19 @@ class Link:
         condition = await self.condition()
         if condition == "closed":
             raise ConfigError(f"session {self.session} is closed; open a new one with Session(…)")
+        if condition == "halted":
+            raise ConfigError(f"session {self.session} {self.spent_up()}")
         if condition == "expired":
             raise ConfigError(f"session {self.session} is past its deadline; {await self.way_on()}")
+
+    def spent_up(self) -> str:
+        """Say that the session's money is spent, and what lets it go on."""
+        limit = self.settings.max_cost if self.state.max_cost is None else self.state.max_cost
+        return (
+            f"has spent {self.state.halted:.2f} USD of its max_cost of {limit:.2f} USD, and its workers have ended. "
+            f'What was committed is kept. To go on: attach("{self.session}", store="{self.store.url}")'
+            f".extend(max_cost={2 * (limit or 0):g}), or burst extend {self.session} --max-cost {2 * (limit or 0):g}"
+        )
 
     async def way_on(self) -> str:
         """Say what lets an expired session go on."""
@@ -270,15 +269,37 @@ class Link:
         records = [record for record in await in_parallel(read, ended) if record is not None]
         return max(records, key=lambda record: record.wrote, default=None)
 
-    def have_workers(self) -> int:
+    @property
+    def heals(self) -> bool:
+        """Whether the session log says who starts workers: of a fleet elsewhere, and of one that adapts to the work."""
+        adapts = self.state.minimum != self.state.workers
+        return isinstance(self.fleet, Elastic) and (isinstance(self.fleet, Remote) or adapts)
+
+    async def start_workers(self, eager: bool = False) -> int:
         """Start the workers that are missing, if they are started from here; return how many that were.
 
-        It blocks. What a cloud refuses is a warning here: the work is written down, and others may do it.
+        Parameters
+        ----------
+        eager
+            Whether they are wanted for work that is yet to come.
+
+        Raises
+        ------
+        FleetError
+            They could not be started.
         """
         if self.fleet is None or not self.workers:
             return 0
+        if not self.heals:
+            return await asyncio.to_thread(self.fleet.ensure, self.workers)
+        before = self.state.next
+        self.learn(await self.healer.heal(self.state, eager))
+        return sum(workers for number, (workers, _) in self.state.starts.items() if number >= before)
+
+    async def have_workers(self) -> int:
+        """Start the workers that are missing. What a cloud refuses is a warning: the work is written down."""
         try:
-            return self.fleet.ensure(self.workers)
+            return await self.start_workers()
         except CloudError as error:
             self.warn(str(error))
             return 0
@@ -292,191 +313,6 @@ class Link:
     def worker_line(self) -> str:
         """Return the command that starts workers anywhere."""
         return f"burst worker --session {self.session} --store '{self.store.url}'"
-
-
-class Guard:
-    """Sees to it that somebody works while a client waits, or says that nobody does."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._due = link.clock.monotonic() + self._every
-        self._restarts = 0
-        self._warned = False
-        self._alive = 0
-        self._compare_from = link.clock.monotonic() + COMPARE_AFTER
-        self._worked = self._compared = False
-        #: ended workers whose records were read
-        self._read: set[WorkerId] = set()
-        #: whether a worker cannot work for the session: then others started here could not either
-        self._refused = False
-
-    @property
-    def _every(self) -> float:
-        return CHECK_BEATS_EVERY if self._link.fleet is None else CHECK_FLEET_EVERY
-
-    def news(self) -> None:
-        """Somebody works."""
-        self._restarts, self._worked = 0, True
-        if self._link.fleet is None:
-            self._due = self._link.clock.monotonic() + self._every
-
-    def hurry(self) -> None:
-        """Look at the next check: the session is over, and whoever waits for what is left waits for nobody."""
-        self._due = self._link.clock.monotonic()
-
-    def renew(self) -> None:
-        """Somebody has started workers, and takes it that they will do better than those before."""
-        self._restarts, self._refused, self._warned = 0, False, False
-        self._due = self._link.clock.monotonic() + self._every
-
-    async def check(self) -> None:
-        """Look, if it is time to.
-
-        Raises
-        ------
-        SessionEnded
-            The session is closed or past its deadline, and no worker is left.
-        VersionMismatch, EnvironmentFailed
-            Every worker refused the session, or could not be prepared for it.
-        FleetError
-            Workers die as soon as they are started.
-        """
-        link = self._link
-        # Who works has told before how it differs. A short wait is not made longer.
-        if self._worked and not self._compared and link.clock.monotonic() >= self._compare_from:
-            await self._compare()
-        if link.clock.monotonic() < self._due:
-            return
-        if (condition := await link.condition()) != "open":
-            await self._check_end(condition)
-        elif link.fleet is None or self._refused:
-            await self._check_beats()
-        elif link.workers and await self._start_missing(link.fleet, link.workers):
-            await self._check_restart(link.fleet)
-        await link.stay()
-        self._due = link.clock.monotonic() + self._every
-
-    async def _start_missing(self, fleet: Fleet, workers: int) -> int:
-        """Start the workers that are missing; return how many that were.
-
-        A cloud that does not start them now may do so later, and somebody else may have the right that is missing
-        here: that is a warning. Where neither helps, it is an error, unless others work.
-        """
-        link = self._link
-        try:
-            return await asyncio.to_thread(fleet.ensure, workers)
-        except CloudError as error:
-            hopeful = isinstance(error, CloudUnavailable | CloudLimit | AccessDenied | CredentialsMissing)
-            if not hopeful and not (await link.seen()).status.alive:
-                raise
-            link.warn(f"workers of session {link.session} are not started now: {error}")
-            return 0
-
-    async def _check_end(self, condition: str) -> None:
-        """The session is over: workers that are yet alive commit what they have."""
-        if (await self._link.seen()).status.alive:
-            return
-        if condition == "closed":
-            raise SessionEnded(
-                f"session {self._link.session} is closed, and its workers have gone. "
-                "What was committed is kept until the session is cleaned up by force"
-            )
-        raise SessionEnded(
-            f"session {self._link.session} is past its deadline, and its workers have gone; {await self._link.way_on()}"
-        )
-
-    async def _check_restart(self, fleet: Fleet) -> None:
-        """Some had ended, and were started again: once more may help, if they did not refuse."""
-        last = await self._look()
-        if self._alive:
-            await self._check_refusals()
-            return  # the others had nothing to do, or died of what the one alive may get done
-        self._restarts += 1
-        if self._restarts > RESTARTS:
-            why = f" The last one: {last.message}" if last is not None and last.message else ""
-            raise FleetError(
-                f"the workers of session {self._link.session} keep ending before they finish a task.{why} "
-                f"What is done is kept, and others may go on: {self._link.worker_line()} ({fleet.describe()})"
-            )
-
-    async def _check_refusals(self) -> None:
-        """Start no more workers when one of those that have ended cannot work for the session."""
-        seen = await self._link.seen()
-        new = [worker for worker in seen.ended if worker not in self._read]
-        self._read.update(new)
-        last = await self._link.newest(new)
-        self._refused = self._refused or (last is not None and last.reason in REFUSALS)
-
-    async def _compare(self) -> None:
-        """Warn, once, of packages that differ; those who start later are shown by the session's status."""
-        self._compared = True
-        for difference in await differences(self._link):
-            warnings.warn(difference, stacklevel=2)
-
-    async def _check_beats(self) -> None:
-        await self._look()
-        if not self._alive and self._refused:
-            self._refused = False  # the last of them ended otherwise: others may do better
-        elif not self._alive and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"session {self._link.session} has work and no worker; start some, anywhere that reaches the store: "
-                f"{self._link.worker_line()}",
-                stacklevel=2,
-            )
-
-    async def _look(self) -> Ended | None:
-        """List the heartbeats; return how the last worker ended if none is left."""
-        seen = await self._link.seen()
-        self._alive = seen.status.alive
-        last = await self._link.last_words(seen)
-        if last is not None and last.reason in REFUSALS:
-            self._refused = True
-            raise REFUSALS[last.reason](_refusal(self._link, last))
-        return last
-
-
-def _refusal(link: Link, last: Ended) -> str:
-    what = "refused it" if last.reason == "refused" else "could not be prepared for it"
-    return (
-        f"every worker of session {link.session} {what}. The last one: {last.message}\n"
-        f"What was submitted is kept. Workers that fit may be started anywhere: {link.worker_line()}"
-    )
-
-
-async def differences(link: Link) -> list[str]:
-    """Return, in words, how packages of workers differ from those that the session was opened with.
-
-    One listing, and a request for each kind of worker; none when the manifest names no packages.
-    """
-    if not link.manifest.environment.packages:
-        return []
-    names = [meta.key async for meta in listed(link.store, keys.differences(link.session))]
-    bodies = await in_parallel(link.store.get, names)
-    found = [decode(Differences, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
-    return [
-        f"packages of workers of session {link.session}, such as {one.worker} on {one.host}, are not those that it was "
-        f"opened with; the work goes on with what they have:\n{table(one.packages)}"
-        for one in found
-    ]
-
-
-async def notes(link: Link, seen: WorkersSeen) -> tuple[str, ...]:
-    """Return what a person should know of the session's workers: that they refuse it, or have other packages."""
-    found = await differences(link)
-    if isinstance(link.fleet, Remote) and not link.state.closed:
-        try:
-            found += await asyncio.to_thread(link.fleet.notes)
-        except (CloudError, ConfigError) as error:  # who only looks may have no right to ask
-            found.append(f"what became of workers is not known: {error}")
-    if seen.ended and not seen.status.alive and not link.state.closed:
-        last = await link.newest(seen.ended[-RECORDS_READ:])
-        if last is not None and last.reason in REFUSALS:
-            found.insert(0, _refusal(link, last))
-    return tuple(found)
-
-
-# ---------------------------------------------------------------------------- the beginning
 
 
 async def create(link: Link, workers: int | None, code: bytes = b"") -> None:
@@ -520,9 +356,3 @@ async def _read_state(store: Store, session: SessionId) -> SessionState:
     if not entries:  # somebody's cleanup was interrupted: it can only be repeated
         return SessionState(closed=True)
     return fold(entries)
-
-
-async def listed(store: Store, prefix: str) -> AsyncIterator[Meta]:
-    async for page in store.list(prefix):
-        for meta in page:
-            yield meta

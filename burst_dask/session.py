@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -17,10 +17,10 @@ from dask.utils import shorten_traceback
 
 from burst_dask import link as links
 from burst_dask import sync, tasklogs
-from burst_dask.arguments import check_count, check_name, check_seconds, size, split
+from burst_dask.arguments import check_cost, check_count, check_name, check_seconds, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
-from burst_dask.ending import close, delete, extend, incomplete
+from burst_dask.ending import afford, close, delete, extend, incomplete
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
 from burst_dask.errors import ConfigError, FleetError, StoreUnavailable
@@ -29,15 +29,15 @@ from burst_dask.fleet.base import Logging, ProcessLog
 from burst_dask.fleets import can_start, choose, fleet_of
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
+from burst_dask.opening import address_of, opened
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Cancel, Manifest, Scale
+from burst_dask.protocol.records import Adapt, Cancel, Manifest, Scale
 from burst_dask.protocol.session import SessionState
 from burst_dask.report import SessionStatus
 from burst_dask.run import Run
 from burst_dask.statuses import session_status
-from burst_dask.store import Hedging, Store, default_url, open_store, requests_of
-from burst_dask.store.address import Address
+from burst_dask.store import Store, requests_of
 from burst_dask.submission import Asked, Repack, submit
 from burst_dask.tasklogs import TaskLog
 
@@ -121,7 +121,7 @@ class Session(Calling):
         given = split(settings | size(cpu, memory, settings), endpoint_url)
         options = given.options
         check_name(name)
-        chosen = choose(fleet, _address(store, options), workers, cpu, given)
+        chosen = choose(fleet, address_of(store, options), workers, cpu, given)
         packed = pack(code, packages)
         place = opened(store, options)
         clock, entropy = SystemClock(), Entropy()
@@ -141,7 +141,7 @@ class Session(Calling):
         self._entered: list[dask.config.set] = []
         sync.run(links.create(self._link, chosen.workers, packed.archive))
         if chosen.workers is not None:
-            self._start(chosen.workers)
+            self._start()
 
     @classmethod
     def _of(cls, link: Link, progress: bool | None = None) -> Session:
@@ -150,11 +150,11 @@ class Session(Calling):
         session._link, session._progress, session._entered = link, progress, []
         return session
 
-    def _start(self, workers: int) -> None:
+    def _start(self) -> None:
         """Start the first workers; leave nothing in the store if there cannot be any."""
         self._link.fleet = fleet = fleet_of(self._link)
         try:
-            fleet.ensure(workers)
+            sync.run(self._link.start_workers(eager=True))
         except BaseException:
             sync.run(close(self._link))
             with contextlib.suppress(FleetError):  # what stood in the way of the start may be in the way of this
@@ -317,42 +317,82 @@ class Session(Calling):
         check_count(workers)
         if workers < 0:
             raise ConfigError(f"workers={workers}: must be 0 or more")
+        self._resize(Scale(workers))
+
+    def adapt(self, minimum: int = 0, maximum: int = 10) -> None:
+        """Have as many workers as the work is worth, within these bounds.
+
+        A fleet begins small, and grows when tasks prove long: a worker is started when there is at least a
+        task and two minutes of work for it. Workers without work leave by themselves (`idle_timeout`), and there
+        may be fewer than `minimum` while nothing waits.
+
+        Parameters
+        ----------
+        minimum, maximum
+            Workers.
+
+        Examples
+        --------
+        >>> from burst_dask import Session
+        >>> burst = Session("memory://", workers=1, progress=False)
+        >>> burst.adapt(maximum=2)
+        >>> burst.submit(sum, [1, 2]).result()
+        3
+        >>> burst.cleanup(force=True)
+        """
+        for workers in (minimum, maximum):
+            check_count(workers)
+        if not 0 <= minimum <= maximum or not maximum:
+            raise ConfigError(f"adapt(minimum={minimum}, maximum={maximum}): must be 0 <= minimum <= maximum, and some")
+        self._resize(Adapt(minimum, maximum))
+
+    def _resize(self, goal: Scale | Adapt) -> None:
         link = self._link
 
-        async def scale() -> None:
+        async def say() -> None:
             await link.follow()
             await link.check_open()
-            await link.append(Scale(workers))
+            await link.append(goal)
 
-        sync.run(scale())
+        sync.run(say())
         if link.fleet is None:
             link.fleet = fleet_of(link)
-        link.fleet.reduce(workers)
-        link.fleet.ensure(workers)
+            vars(link).pop("healer", None)  # it had none
+        link.fleet.reduce(link.workers or 0)
+        sync.run(link.start_workers(eager=True))
         link.guard.renew()
 
-    def extend(self, seconds: float = 3600.0) -> datetime | None:
-        """Let the session last that much longer from now on, at least; it is never shortened.
+    def extend(self, seconds: float | None = None, *, max_cost: float | None = None) -> datetime | None:
+        """Let the session last longer from now on, at least, or cost more; the deadline never becomes earlier.
 
-        An expired session goes on; its workers have gone, and `scale` starts new ones.
+        An expired or halted session goes on; its workers have gone, and `scale` starts new ones.
 
         Parameters
         ----------
         seconds
-            From now.
+            From now; an hour if neither is given.
+        max_cost
+            USD that the session may cost in all, what is spent included.
 
         Returns
         -------
         datetime or None
-            The new deadline, by the store's clock; None when the session has no limit.
+            The deadline, by the store's clock; None when the session has no limit.
 
         Raises
         ------
         ConfigError
             The session is closed, or would last beyond its `absolute_timeout`; nothing was changed.
         """
-        check_seconds("extend: seconds", seconds)
-        deadline = sync.run(extend(self._link, seconds))
+        if max_cost is not None:
+            sync.run(afford(self._link, check_cost(max_cost)))
+        elif seconds is None:
+            seconds = 3600.0
+        if seconds is None:
+            deadline = sync.run(self._link.deadline())
+        else:
+            check_seconds("extend: seconds", seconds)
+            deadline = sync.run(extend(self._link, seconds))
         return None if deadline is None else datetime.fromtimestamp(deadline, tz=UTC)
 
     def cancel(self, force: bool = False) -> None:
@@ -441,33 +481,3 @@ def attach(
         return Session._of(link, progress)
     view = sync.run(open_run(link, RunId(identifier)))
     return Run(link, view, attached=True, progress=progress)
-
-
-# ---------------------------------------------------------------------------- arguments
-
-
-def opened(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
-    """Return the store that a client means."""
-    if isinstance(store, str | os.PathLike) or store is None:
-        new = open_store(store, **options)
-        # A person waits here, and of many reads of a remote store some are slow.
-        return Hedging(new) if _is_remote(new.url) else new
-    if options:
-        raise ConfigError(f"{', '.join(options)}: an open store takes no options")
-    return store
-
-
-def _address(store: str | os.PathLike[str] | Store | None, options: Mapping[str, str]) -> Address:
-    """Return the address of what `opened` opens; nothing is opened or created."""
-    if isinstance(store, str | os.PathLike) or store is None:
-        return Address.parse(default_url() if store is None else store, **options)
-    return Address.parse(store.url)
-
-
-def _is_remote(url: str) -> bool:
-    """Tell whether reads go over a network.
-
-    >>> _is_remote("s3://bucket/prefix"), _is_remote("file:///data"), _is_remote("slow+file:///data")
-    (True, False, True)
-    """
-    return not url.startswith(("file://", "memory://"))

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from burst_dask.guard import notes
 from burst_dask.journal.view import RunView, Totals, in_parallel
-from burst_dask.link import Link, WorkersSeen, notes
+from burst_dask.link import Link, WorkersSeen
 from burst_dask.protocol.keys import RunId, WorkerId
 from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.store import cost_of, requests_of

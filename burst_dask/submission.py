@@ -61,7 +61,7 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
         return plan if repack is None else msgspec.structs.replace(plan, outputs=_dump_repack(plan.outputs, repack))
 
     plan = sync.run(store_run(link, sharded.run, sharded.packs(), finish))
-    link.have_workers()
+    sync.run(link.have_workers())
     return plan
 
 

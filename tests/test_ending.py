@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from acting import ReadOnly
 
-from burst_dask import Session, attach, link, sync
+from burst_dask import Session, attach, guard, sync
 from burst_dask.clock import Entropy
 from burst_dask.errors import ConfigError, SessionEnded, StoreUnavailable
 from burst_dask.fleet.inprocess import InProcessFleet
@@ -133,7 +133,7 @@ def test_who_may_only_read_gives_no_sign_and_waits_all_the_same():
 
 
 def test_waiting_for_a_session_that_was_closed_ends(monkeypatch):
-    monkeypatch.setattr(link, "CHECK_BEATS_EVERY", 0.01)
+    monkeypatch.setattr("burst_dask.guard.CHECK_BEATS_EVERY", 0.01)
     session = opened(wait_poll_min=0.005)
     run = session.compute(dask.delayed(1))
     sync.run(session._link.append(Close()))
@@ -150,7 +150,7 @@ def test_who_comes_to_wait_for_a_session_that_is_over_is_told_at_once():
         late = attach(run.id, store=store)
         with pytest.raises(SessionEnded, match="its workers have gone"):
             # Less than the time after which heartbeats are listed: that it goes on would not be true.
-            late.wait(timeout=link.CHECK_BEATS_EVERY / 2)
+            late.wait(timeout=guard.CHECK_BEATS_EVERY / 2)
 
 
 # ---------------------------------------------------------------------------- cleanup

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from acting import ReadOnly
 
-from burst_dask import Session, attach, link, sync
+from burst_dask import Session, attach, sync
 from burst_dask.errors import (
     ConfigError,
     CorruptObject,
@@ -211,7 +211,7 @@ def test_who_may_only_read_can_wait(burst):
 
 
 def test_without_workers_it_says_once_how_to_start_some(alone, monkeypatch):
-    monkeypatch.setattr(link, "CHECK_BEATS_EVERY", 0.01)
+    monkeypatch.setattr("burst_dask.guard.CHECK_BEATS_EVERY", 0.01)
     run = alone.compute(dask.delayed(1))
     message = f"burst worker --session {alone.id} --store 'memory://"
     with pytest.warns(UserWarning, match=message) as told, pytest.raises(WaitTimeout):
@@ -220,7 +220,7 @@ def test_without_workers_it_says_once_how_to_start_some(alone, monkeypatch):
 
 
 def test_dead_workers_are_started_again(burst, monkeypatch):
-    monkeypatch.setattr(link, "CHECK_FLEET_EVERY", 0.01)
+    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 0.01)
     run = burst.compute(dask.delayed(sum)([1, 2]))
     burst._link.fleet.stop()
     assert run.result(timeout=30) == (3,)
@@ -257,7 +257,7 @@ class Refusing:
     ],
 )
 def test_a_fleet_that_cannot_work_ends_the_wait(alone, monkeypatch, reason, error, message):
-    monkeypatch.setattr(link, "CHECK_FLEET_EVERY", 0.01)
+    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 0.01)
     sync.run(alone._link.append(Scale(1)))
     run = alone.compute(dask.delayed(1))
     alone._link.fleet = Refusing(alone._link, reason, message)
@@ -290,7 +290,7 @@ class OneAfterAnother:
 
 
 def test_workers_that_cannot_be_prepared_are_not_started_for_ever(alone, monkeypatch):
-    monkeypatch.setattr(link, "CHECK_FLEET_EVERY", 0.0)
+    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 0.0)
     alone._link.fleet = fleet = OneAfterAnother(alone._link)
     sync.run(alone._link.append(Scale(1)))
     guard = alone._link.guard
@@ -309,7 +309,7 @@ def test_workers_that_cannot_be_prepared_are_not_started_for_ever(alone, monkeyp
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_workers_of_another_version_refuse(alone, monkeypatch):
-    monkeypatch.setattr(link, "CHECK_BEATS_EVERY", 0.01)
+    monkeypatch.setattr("burst_dask.guard.CHECK_BEATS_EVERY", 0.01)
     key = keys.manifest(alone.id)
     store = alone._link.store
 

@@ -133,7 +133,7 @@ def test_bad_arguments_leave_nothing(tmp_path):
         ({"workers": 0}, "burst worker --session"),
         ({"workers": 2.5}, "whole number"),
         ({"workers": 2, "fleet": None}, "burst worker --session"),
-        ({"fleet": "lokal"}, "'local', 'ecs' or None"),
+        ({"fleet": "lokal"}, "'local', 'ecs', 'distributed' or None"),
         ({"lease": 5}, "two heartbeats"),
         ({"threads": 0}, "threads=0"),
         ({"heartbeats": 5.0}, "did you mean 'heartbeat'"),

@@ -70,3 +70,12 @@ class Logging(Protocol):
 
     def process_logs(self, worker: str | None = None) -> list[ProcessLog]:
         """Return it, oldest first; only where the worker of that id ran, if one is given."""
+
+
+def opening_line(session: str) -> str:
+    """Return what the log of every supervisor of a session begins with: logs of all kinds are found by it.
+
+    >>> opening_line("k3w9x2mq")
+    'workers for session k3w9x2mq'
+    """
+    return f"workers for session {session}"

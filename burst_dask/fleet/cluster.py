@@ -9,6 +9,7 @@ none is left when its job is over.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,11 @@ def address_of_default() -> str:
         ) from None
 
 
+def size_of_default() -> int:
+    """Return how many workers the cluster of this process's `distributed.Client` has, and 1 at least."""
+    return max(1, len(get_client().scheduler_info(n_workers=-1)["workers"]))
+
+
 class ClusterFleet:
     """Worker processes beside the workers of a `distributed` cluster.
 
@@ -73,13 +79,21 @@ class ClusterFleet:
         """Start `count` workers, where the fewest are."""
         if count < 0:
             raise ConfigError(f"{count} workers cannot be started")
-        self._start(count, self._counts())
+        self._start(count, self._counts(), -1)
+
+    async def counted(self) -> dict[int, int]:
+        """Return how many workers run or are about to, by the number of their start; others under -1."""
+        return dict(sum(map(Counter, (await asyncio.to_thread(self._run, _slots)).values()), Counter()))
+
+    async def begin(self, number: int, workers: int) -> None:
+        """Start workers as start `number`."""
+        await asyncio.to_thread(lambda: self._start(workers, self._counts(), number))
 
     def ensure(self, workers: int) -> int:
         """Start what is missing to `workers`; return how many that were."""
         counts = self._counts()
         missing = max(0, workers - sum(counts.values()))
-        self._start(missing, counts)
+        self._start(missing, counts, -1)
         return missing
 
     def reduce(self, workers: int) -> None:
@@ -127,15 +141,14 @@ class ClusterFleet:
 
     def _counts(self) -> dict[str, int]:
         """Return how many workers run, or are about to, beside each worker of the cluster."""
-        counts = self._run(_count)
+        counts = {address: sum(slots.values()) for address, slots in self._run(_slots).items()}
         if not counts:
             raise FleetError(f"the cluster at {self._address} has no workers now; what was submitted is kept")
         return counts
 
-    def _start(self, count: int, counts: Mapping[str, int]) -> None:
-        wanted = spread(count, counts)
-        for address, number in wanted.items():
-            self._run(_start, workers=[address], count=number)
+    def _start(self, count: int, counts: Mapping[str, int], number: int) -> None:
+        for address, share in spread(count, counts).items():
+            self._run(_start, workers=[address], count=share, number=number)
 
     def _run(self, function: Callable[..., Any], workers: list[str] | None = None, **arguments: Any) -> dict[str, Any]:
         """Call `function` beside the cluster's workers; return what it answers, by their addresses."""
@@ -187,11 +200,11 @@ def _beside(worker: Worker, session: SessionId, memory_limit: int | None, **argu
 # `Client.run` calls them in the event loop of the cluster's worker, which must not be held up.
 
 
-async def _start(dask_worker: Worker, count: int, **arguments: Any) -> None:
-    await asyncio.to_thread(_beside(dask_worker, **arguments).start, count)
+async def _start(dask_worker: Worker, count: int, number: int, **arguments: Any) -> None:
+    await asyncio.to_thread(_beside(dask_worker, **arguments).start, count, number)
 
 
-async def _count(dask_worker: Worker, **arguments: Any) -> int:
+async def _slots(dask_worker: Worker, **arguments: Any) -> dict[int, int]:
     return await asyncio.to_thread(_beside(dask_worker, **arguments).slots)
 
 

@@ -8,11 +8,13 @@ finds and stops the workers of its session, and no others.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -92,31 +94,39 @@ class LocalFleet:
         self._entropy = Entropy()
         self._clock = SystemClock()
 
-    def start(self, count: int) -> None:
-        """Start `count` workers; they are ready within two seconds."""
+    def start(self, count: int, number: int = -1) -> None:
+        """Start `count` workers; they are ready within two seconds. `number` is that of the start, if it has one."""
         if count < 0:
             raise ConfigError(f"{count} workers cannot be started")
         if count:
             self.directory.mkdir(parents=True, exist_ok=True)
             with records.locked(self.directory):
-                self._start(count, self._slots())
+                self._start(count, sum(self._slots().values()), number)
 
     def ensure(self, workers: int) -> int:
         """Start what is missing to `workers`; return how many that were."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with records.locked(self.directory):
-            there = self._slots()
+            there = sum(self._slots().values())
             missing = workers - there
             if missing > 0:
                 self._start(missing, there)
         return max(0, missing)
 
-    def slots(self) -> int:
-        """Return how many workers run or are about to."""
+    def slots(self) -> dict[int, int]:
+        """Return how many workers run or are about to, by the number of their start; others under -1."""
         if not self.directory.exists():
-            return 0
+            return {}
         with records.locked(self.directory):
             return self._slots()
+
+    async def counted(self) -> dict[int, int]:
+        """Return what `slots` does."""
+        return await asyncio.to_thread(self.slots)
+
+    async def begin(self, number: int, workers: int) -> None:
+        """Start workers as start `number`."""
+        await asyncio.to_thread(self.start, workers, number)
 
     def alive(self) -> int:
         """Return how many worker processes run on this machine."""
@@ -191,13 +201,16 @@ class LocalFleet:
                 path.unlink(missing_ok=True)
         return live
 
-    def _slots(self) -> int:
-        """Return how many workers run or are about to. The lock must be held."""
-        return sum(record.slots for record in self._live().values())
+    def _slots(self) -> dict[int, int]:
+        """Return how many workers run or are about to, by the number of their start. The lock must be held."""
+        counts: Counter[int] = Counter()
+        for path, record in self._live().items():
+            counts[records.number_of(path)] += record.slots
+        return dict(counts)
 
-    def _start(self, count: int, there: int) -> None:
+    def _start(self, count: int, there: int, number: int = -1) -> None:
         """Start a supervisor of `count` agents besides those that are there. The lock must be held."""
-        path = self.directory / f"{self._entropy.token()}{records.SUFFIX}"
+        path = self.directory / records.name_of(self._entropy.token(), number)
         limit = self._memory_limit
         if limit is None:
             limit = (self._memory or system_memory()) // (there + count)

@@ -38,6 +38,25 @@ class SupervisorRecord(msgspec.Struct, frozen=True):
     agents: dict[str, int] = {}
 
 
+def name_of(token: str, number: int) -> str:
+    """Return the name of a new record's file; it tells the number of the start, if that has one.
+
+    >>> name_of("w7kq2m", 12), name_of("w7kq2m", -1)
+    ('w7kq2m-12.json', 'w7kq2m.json')
+    """
+    return f"{token}{SUFFIX}" if number < 0 else f"{token}-{number}{SUFFIX}"
+
+
+def number_of(path: Path) -> int:
+    """Return the number of the start that a record belongs to, -1 if it has none.
+
+    >>> number_of(Path("w7kq2m-12.json")), number_of(Path("w7kq2m.json"))
+    (12, -1)
+    """
+    number = path.stem.rpartition("-")[2]
+    return int(number) if "-" in path.stem else -1
+
+
 def find(pid: int, word: str) -> psutil.Process | None:
     """Return the process `pid` if it runs and `word` is part of its command line."""
     try:

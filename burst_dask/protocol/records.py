@@ -390,7 +390,7 @@ class Environment(msgspec.Struct, frozen=True, omit_defaults=True):
 class FleetChoice(msgspec.Struct, frozen=True):
     """Which fleet starts the workers of a session, so that any client starts others like them."""
 
-    #: ``"local"`` or ``"ecs"``
+    #: ``"local"``, ``"ecs"`` or ``"distributed"``
     kind: str = "local"
     #: what that fleet needs to know, as it defines it
     options: dict[str, Any] = {}

@@ -6,7 +6,7 @@ Clients do this while they wait, and workers take turns at it when no client is 
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from burst_dask.config import Settings
 from burst_dask.errors import BurstError
@@ -34,6 +34,7 @@ EACH_EVERY = 10.0
 SETTLED_AFTER = 60.0
 
 
+@runtime_checkable
 class Elastic(Protocol):
     """A fleet whose workers can be started by numbered starts, from anywhere."""
 
@@ -51,9 +52,17 @@ class Elastic(Protocol):
 
 
 class Healer:
-    """Compares the fleet with what is wanted, and sees to it that both agree."""
+    """Compares the fleet with what is wanted, and sees to it that both agree.
 
-    def __init__(self, store: Store, session: SessionId, settings: Settings, author: Author, fleet: Elastic) -> None:
+    Parameters
+    ----------
+    fleet
+        None when its workers are started elsewhere: then only the money is watched.
+    """
+
+    def __init__(
+        self, store: Store, session: SessionId, settings: Settings, author: Author, fleet: Elastic | None
+    ) -> None:
         self._store = store
         self._session = session
         self._settings = settings
@@ -72,8 +81,13 @@ class Healer:
         each = max(EACH_EVERY, TOGETHER_EVERY * self.workers)
         return each * self._author.entropy.uniform(0.1, 1.9)
 
-    async def heal(self, state: SessionState) -> SessionState:
+    async def heal(self, state: SessionState, eager: bool = False) -> SessionState:
         """Do what is to be done; return the session's state after it.
+
+        Parameters
+        ----------
+        eager
+            Whether workers are wanted for work that is yet to come.
 
         Raises
         ------
@@ -81,17 +95,12 @@ class Healer:
             Workers are missing and could not be started.
         """
         state = await self._follow(state)
-        while state.workers is not None and not state.closed and state.halted is None:
+        while not state.closed and state.halted is None:
             there = await self._there(state)
             budget = await self._budget(state)
             if sizing.is_spent(budget, there):
                 return await self._halt(state, budget)
-            can = sizing.affordable(budget)
-            most = state.workers if can is None else min(state.workers, can)
-            if there >= most:  # whatever there is to do
-                return state
-            missing = min(await self._wanted(state), most, there + sizing.MOST_AT_ONCE) - there
-            if missing <= 0:
+            if self._fleet is None or (missing := await self._missing(state, there, budget, eager)) <= 0:
                 return state
             asked = self._author.clock.monotonic()
             after = await log.try_append_session(self._store, self._session, state, self._author, Start(missing))
@@ -111,6 +120,8 @@ class Healer:
 
     async def _there(self, state: SessionState) -> int:
         """Return how many workers run, may run, or are about to."""
+        if self._fleet is None:
+            return await self._alive()
         counted = await self._fleet.counted()
         now = self._author.clock.monotonic()
         for number, (workers, wrote) in state.starts.items():
@@ -140,10 +151,27 @@ class Healer:
         seen = self._seen.setdefault(number, now)
         return now - seen >= SETTLED_AFTER or self._author.clock.wall() - wrote >= CLOCKS_AGREE + SETTLED_AFTER
 
-    async def _wanted(self, state: SessionState) -> int:
-        assert state.workers is not None
-        goal = Goal(state.minimum, state.workers)
-        return sizing.wanted(goal, await self._demand(state), self._settings.threads)
+    async def _alive(self) -> int:
+        beats, ended = await heartbeats(self._store, self._session)
+        newest = max(beats.values(), default=0.0)
+        gone = set(ended)
+        alive = sum(newest - date <= self._settings.lease for worker, date in beats.items() if worker not in gone)
+        self.workers = max(1, alive)
+        return alive
+
+    async def _missing(self, state: SessionState, there: int, budget: Budget, eager: bool) -> int:
+        """Return how many workers are to be started now."""
+        most = state.workers or 0
+        if (can := sizing.affordable(budget)) is not None:
+            most = min(most, can)
+        if there >= most:  # whatever there is to do
+            return 0
+        if eager:
+            want = most if state.minimum == state.workers else min(most, max(state.minimum, 1))
+        else:
+            goal = Goal(state.minimum, state.workers or 0)
+            want = min(most, sizing.wanted(goal, await self._demand(state), self._settings.threads))
+        return min(want - there, sizing.MOST_AT_ONCE)
 
     async def _demand(self, state: SessionState) -> Demand:
         """Return what is left to do in all runs."""

@@ -101,3 +101,9 @@ async def first_page(store: Store, prefix: str, after: str = "") -> Sequence[Met
     async for page in store.list(prefix, after=after):
         return page
     return ()
+
+
+async def listed(store: Store, prefix: str) -> AsyncIterator[Meta]:
+    async for page in store.list(prefix):
+        for meta in page:
+            yield meta

@@ -26,6 +26,7 @@ from burst_dask.errors import BurstError, ConfigError, EnvironmentFailed, StoreM
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Manifest, decode
+from burst_dask.scaling.healer import Elastic, Healer
 from burst_dask.store import Store, open_store
 from burst_dask.worker.agent import REPLACED, Agent
 from burst_dask.worker.context import Context
@@ -88,7 +89,8 @@ async def run_agent(
         executor=ThreadExecutor(settings.threads, worker),
         memory=Memory(None if limit is None else int(limit * settings.spill_at), spill_directory),
     )
-    agent = Agent(context, host=platform.node(), pid=os.getpid(), memory=memory)
+    healer = _healer(context, manifest)
+    agent = Agent(context, host=platform.node(), pid=os.getpid(), memory=memory, healer=healer)
     try:
         if not await _prepared(agent, manifest, stop):
             return "stopped"
@@ -101,6 +103,19 @@ async def run_agent(
     finally:
         context.executor.close()
         context.memory.close()
+
+
+def _healer(context: Context, manifest: Manifest) -> Healer | None:
+    """Return that by which the worker sees to its fleet: if it can start others, or there is money to watch."""
+    fleet: Elastic | None = None
+    if manifest.fleet.kind == "ecs":
+        from burst_dask.fleet.ecs import EcsFleet, EcsPlan  # noqa: PLC0415 - of the extra, and heavy
+
+        plan = EcsPlan.of(manifest.fleet)
+        fleet = EcsFleet(context.session, context.store.url, plan, opened=manifest.created)
+    elif context.settings.max_cost is None:
+        return None
+    return Healer(context.store, context.session, context.settings, context.author, fleet)
 
 
 async def _prepared(agent: Agent, manifest: Manifest, stop: asyncio.Event | None) -> bool:

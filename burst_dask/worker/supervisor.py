@@ -37,6 +37,7 @@ import msgspec
 
 from burst_dask.clock import Clock, Entropy, SystemClock
 from burst_dask.errors import BurstError
+from burst_dask.fleet.base import opening_line
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Ended
 from burst_dask.worker.memory_watch import TERMINATE_AT, format_bytes, resident
@@ -423,15 +424,6 @@ class Supervisor:
         until = self._clock.monotonic() + seconds
         while self._stop_by is None and self._clock.monotonic() < until:
             await self._clock.sleep(self.options.poll)
-
-
-def opening_line(session: str) -> str:
-    """Return what the log of every supervisor of a session begins with: logs of all kinds are found by it.
-
-    >>> opening_line("k3w9x2mq")
-    'workers for session k3w9x2mq'
-    """
-    return f"workers for session {session}"
 
 
 def supervise(options: Options, *, changed: Callable[[Supervisor], None] = lambda supervisor: None) -> int:

@@ -64,7 +64,7 @@ def task_definition(plan: EcsPlan) -> dict[str, Any]:
 
 
 def run_request(
-    plan: EcsPlan, definition: str, session: SessionId, store: str, provider: str, count: int
+    plan: EcsPlan, definition: str, session: SessionId, store: str, provider: str, count: int, number: int = -1
 ) -> dict[str, Any]:
     """Return a RunTask request, but for its token.
 
@@ -76,6 +76,8 @@ def run_request(
         URL of the store.
     provider
         One of `EcsPlan.providers`.
+    number
+        Of the start that the tasks belong to (`burst_dask.scaling`); -1 when it has none.
     """
     stack = plan.stack
     tags = {**plan.tags, STACK_TAG: stack.name, SESSION_TAG: session}
@@ -92,7 +94,7 @@ def run_request(
         "taskDefinition": definition,
         "count": count,
         "startedBy": started_by(session),
-        "group": started_by(session),
+        "group": group_of(session, number),
         "enableECSManagedTags": True,
         "tags": _pairs("key", tags),
         "overrides": {"containerOverrides": [{"name": CONTAINER, "environment": _pairs("name", environment)}]},
@@ -123,6 +125,25 @@ def started_by(session: SessionId) -> str:
     'burst-k3w9x2mq'
     """
     return f"burst-{session}"
+
+
+def group_of(session: SessionId, number: int) -> str:
+    """Return what ECS keeps of each task's start.
+
+    >>> group_of(SessionId("k3w9x2mq"), 7), group_of(SessionId("k3w9x2mq"), -1)
+    ('burst-k3w9x2mq-7', 'burst-k3w9x2mq')
+    """
+    return started_by(session) if number < 0 else f"{started_by(session)}-{number}"
+
+
+def number_of(group: str, session: SessionId) -> int:
+    """Return the number of the start that `group_of` was made from.
+
+    >>> [number_of(group_of(SessionId("k3w9x2mq"), number), SessionId("k3w9x2mq")) for number in (7, -1)]
+    [7, -1]
+    """
+    number = group.removeprefix(f"{started_by(session)}-")
+    return int(number) if number.isdecimal() else -1
 
 
 def client_token(request: Mapping[str, Any], known: Iterable[str], attempt: int, hour: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import warnings
 from collections import Counter
@@ -13,7 +14,7 @@ from burst_dask.clock import Entropy, PausingClock, SystemClock
 from burst_dask.errors import BurstError, CloudError, ConfigError
 from burst_dask.fleet.base import ProcessLog
 from burst_dask.fleet.ecs import words
-from burst_dask.fleet.ecs.definition import STOP_TIMEOUT, stream_name
+from burst_dask.fleet.ecs.definition import STOP_TIMEOUT, number_of, stream_name
 from burst_dask.fleet.ecs.launching import Launch, Launcher
 from burst_dask.fleet.ecs.logs import Logs
 from burst_dask.fleet.ecs.plan import WITH_FALLBACK, EcsPlan
@@ -80,6 +81,8 @@ class EcsFleet:
         self._there: _Place | None = None
         #: tasks that were started here and are not listed yet -> when
         self._unlisted: dict[str, float] = {}
+        #: task -> number of its start, of those that were seen
+        self._numbers: dict[str, int] = {}
         self._looked: tuple[int, float] | None = None
         self._spot_rests_until = float("-inf")
 
@@ -104,6 +107,14 @@ class EcsFleet:
             started = self._launch(workers - len(alive), alive) if workers > len(alive) else 0
             self._looked = (workers, self._clock.monotonic() + LOOK_EVERY)
             return started
+
+    async def counted(self) -> dict[int, int]:
+        """Return how many workers run or come up, by the number of their start; others under -1."""
+        return await asyncio.to_thread(self._counted)
+
+    async def begin(self, number: int, workers: int) -> None:
+        """Start workers as start `number`, of which there is one asker only (`burst_dask.scaling.healer`)."""
+        await asyncio.to_thread(self._begin, number, workers)
 
     def reduce(self, workers: int) -> None:
         """Stop what is more than `workers`: first those that do not run yet, then the newest."""
@@ -190,6 +201,18 @@ class EcsFleet:
                 self._there = _Place(Tasks(clients, stack, self._session), launcher, Logs(clients, stack))
             return self._there
 
+    def _counted(self) -> dict[int, int]:
+        with self._lock:
+            alive = self._without_stuck(self._alive())
+            unknown = [arn for arn in alive if arn not in self._numbers]
+            for task in self._place.tasks.described(unknown):
+                self._numbers[task.arn] = number_of(task.group, self._session)
+            return dict(Counter(self._numbers.get(arn, -1) for arn in alive))
+
+    def _begin(self, number: int, workers: int) -> None:
+        with self._lock:
+            self._launch(workers, self._alive(), number)
+
     def _alive(self) -> list[str]:
         """Return the ARNs of tasks that run or come up, and are not to end; the lock must be held."""
         listed = self._place.tasks.running()
@@ -203,16 +226,17 @@ class EcsFleet:
                 del self._unlisted[arn]
         return [*listed, *self._unlisted]
 
-    def _launch(self, count: int, alive: list[str]) -> int:
+    def _launch(self, count: int, alive: list[str], number: int = -1) -> int:
         """Start workers; return how many. The lock must be held."""
         if not count:
             return 0
         place, now = self._place, self._clock.monotonic()
         known = [*alive, *place.tasks.past()]
-        launch = place.launcher.launch(count, known, avoid_spot=now < self._spot_rests_until)
+        launch = place.launcher.launch(count, known, avoid_spot=now < self._spot_rests_until, number=number)
         if launch.spot_short:
             self._spot_rests_until = self._clock.monotonic() + SPOT_REST
         self._unlisted.update(dict.fromkeys(launch.tasks, self._clock.monotonic()))
+        self._numbers.update(dict.fromkeys(launch.tasks, number))
         if launch.shortfall is not None:
             self._tell(count, launch, len(alive))
         return len(launch.tasks)

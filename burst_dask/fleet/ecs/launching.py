@@ -82,7 +82,7 @@ class Launcher:
         self._pace = Pace(clock)
         self._definition = ""
 
-    def launch(self, count: int, known: Iterable[str], *, avoid_spot: bool = False) -> Launch:
+    def launch(self, count: int, known: Iterable[str], *, avoid_spot: bool = False, number: int = -1) -> Launch:
         """Start up to `count` workers.
 
         Parameters
@@ -92,6 +92,8 @@ class Launcher:
             those before.
         avoid_spot
             Whether machines other than those of Spot are to be tried first, if the plan allows for them.
+        number
+            Of the start that they belong to; -1 when it has none.
 
         Raises
         ------
@@ -101,7 +103,7 @@ class Launcher:
         providers = self._plan.providers()
         if avoid_spot and len(providers) > 1:
             providers = providers[1:]
-        return _Launching(self, count, set(known), providers).run()
+        return _Launching(self, count, set(known), providers, number).run()
 
     # ------------------------------------------------------------------ calls
 
@@ -133,7 +135,7 @@ class Launcher:
 
         return self._retried(register)
 
-    def run_task(self, provider: str, count: int, known: set[str], attempt: int) -> dict[str, Any]:
+    def run_task(self, provider: str, count: int, known: set[str], attempt: int, number: int) -> dict[str, Any]:
         """Start a batch; the same wish again, also after a lost answer, starts nothing more.
 
         Returns
@@ -141,7 +143,7 @@ class Launcher:
         dict
             The answer: ``"tasks"`` and ``"failures"``.
         """
-        request = run_request(self._plan, self.definition, self._session, self._store, provider, count)
+        request = run_request(self._plan, self.definition, self._session, self._store, provider, count, number)
         token = client_token(request, known, attempt, int(self._clock.wall() // 3600))
         self._pace.take(count)
 
@@ -197,8 +199,8 @@ class Launcher:
 class _Launching:
     """One wish for workers, batch by batch."""
 
-    def __init__(self, launcher: Launcher, count: int, known: set[str], providers: list[str]) -> None:
-        self._launcher = launcher
+    def __init__(self, launcher: Launcher, count: int, known: set[str], providers: list[str], number: int) -> None:
+        self._launcher, self._number = launcher, number
         self._count, self._known, self._providers = count, known, providers
         self._started: dict[str, None] = {}
         self._attempt = self._replays = self._tries = 0
@@ -210,7 +212,9 @@ class _Launching:
         while (left := self._count - len(self._started)) > 0:
             try:
                 known = self._known | set(self._started)
-                answer = self._launcher.run_task(self._providers[0], min(BATCH, left), known, self._attempt)
+                answer = self._launcher.run_task(
+                    self._providers[0], min(BATCH, left), known, self._attempt, self._number
+                )
             except CloudError as error:
                 if not self._started:
                     raise

@@ -8,9 +8,8 @@ from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.aws.stack import Stack
 from burst_dask.errors import CloudError
-from burst_dask.fleet.base import ProcessLog
+from burst_dask.fleet.base import ProcessLog, opening_line
 from burst_dask.fleet.ecs.definition import CONTAINER, STREAMS
-from burst_dask.worker.supervisor import opening_line
 
 #: Lines of each stream that are read at most, the last ones.
 LINES = 10_000

@@ -14,6 +14,7 @@ from burst_dask.aws.capacity import UNITS, InstanceType, Size
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.stack import ARCHITECTURES, Stack, describe
 from burst_dask.errors import ConfigError
+from burst_dask.protocol.records import FleetChoice
 
 FARGATE, EC2 = "FARGATE", "EC2"
 WITH_FALLBACK = "with-fallback"
@@ -143,6 +144,17 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
         where = f"{self.instance_type or 'EC2'}" if self.launch_type == EC2 else "Fargate"
         kind = {False: "", True: " Spot", WITH_FALLBACK: " Spot, with others as a fallback"}[self.spot]
         return f"{self.size} each on {where}{kind} ({self.arch})"
+
+    @classmethod
+    def of(cls, choice: FleetChoice) -> EcsPlan:
+        """Return the plan that a manifest keeps."""
+        try:
+            return msgspec.convert(choice.options, cls)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"how workers of this session run on ECS was written by another version of burst_dask: {error}; "
+                "update this one"
+            ) from None
 
     @classmethod
     def made(

@@ -36,6 +36,8 @@ class Task:
     desired: str
     #: the capacity provider
     provider: str
+    #: of the start that it belongs to, as `definition.group_of`
+    group: str
     #: seconds since 1970
     created: float
     stopped: Stopped
@@ -54,6 +56,7 @@ class Task:
             status=told.get("lastStatus", ""),
             desired=told.get("desiredStatus", ""),
             provider=told.get("capacityProviderName", ""),
+            group=told.get("group", ""),
             created=0.0 if created is None else float(created.timestamp()),
             stopped=Stopped(
                 task=task_id(told["taskArn"]),

@@ -252,7 +252,11 @@ def test_instances_of_spot_that_do_not_come_are_given_up(fleet_of, ecs, clock):
             CredentialsExpired,
             "credentials have expired",
         ),
-        ((400, "ClusterNotFoundException", "Cluster not found."), CloudError, "the cluster is gone: .*cluster burst-dask"),
+        (
+            (400, "ClusterNotFoundException", "Cluster not found."),
+            CloudError,
+            "the cluster is gone: .*cluster burst-dask",
+        ),
         (
             (400, "AccessDeniedException", "User: arn:u is not authorized to perform: ecs:RunTask on resource: arn:r"),
             CloudError,
