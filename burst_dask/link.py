@@ -369,8 +369,9 @@ class Guard:
         here: that is a warning. Where neither helps, it is an error, unless others work.
         """
         link = self._link
+        start = fleet.replace_lost if isinstance(fleet, Remote) else fleet.ensure
         try:
-            return await asyncio.to_thread(fleet.ensure, workers)
+            return await asyncio.to_thread(start, workers)
         except CloudError as error:
             hopeful = isinstance(error, CloudUnavailable | CloudLimit | AccessDenied | CredentialsMissing)
             if not hopeful and not (await link.seen()).status.alive:

@@ -58,7 +58,13 @@ class Fleet(Protocol):
 
 @runtime_checkable
 class Remote(Protocol):
-    """A fleet whose workers run elsewhere, where somebody knows what became of them."""
+    """A fleet whose workers run elsewhere and cost, where somebody knows what became of them."""
+
+    def replace_lost(self, workers: int) -> int:
+        """Start what is missing to `workers`, but for those that have just ended since they had nothing to do.
+
+        For who waits and looks again and again: a fleet of which one worker is busy must not cost as one that is.
+        """
 
     def notes(self) -> list[str]:
         """Return what a person should know of the workers, in words: why some have ended or do not come up."""

@@ -28,6 +28,8 @@ SHOWN_WITHIN = 120.0
 SPOT_PATIENCE = 180.0
 #: … and for how long Spot is not asked again then.
 SPOT_REST = 600.0
+#: Seconds for which workers that had nothing to do are not missed while others work: thrice what they wait for work.
+IDLE_REST = 900.0
 #: Seconds after which a worker that does not come up is told of.
 SLOW = 180.0
 #: Seconds between looks at tasks that are to end, and how long ECS may take besides the container's own time.
@@ -98,10 +100,28 @@ class EcsFleet:
         Workers that come up count. It looks at most every `LOOK_EVERY` seconds.
         """
         with self._lock:
-            if self._looked is not None and self._looked[0] == workers and self._clock.monotonic() < self._looked[1]:
+            if not self._is_due(workers):
                 return 0
             alive = self._without_stuck(self._alive())
             started = self._launch(workers - len(alive), alive) if workers > len(alive) else 0
+            self._looked = (workers, self._clock.monotonic() + LOOK_EVERY)
+            return started
+
+    def replace_lost(self, workers: int) -> int:
+        """Start what is missing to `workers`, but for those that have just ended since they had nothing to do.
+
+        They are missed again after a while, or at once when none is left; `ensure` starts them at once.
+        """
+        with self._lock:
+            if not self._is_due(workers):
+                return 0
+            alive = self._alive()
+            resting = 0
+            if 0 < len(alive) < workers:
+                now = self._clock.wall()
+                past = self._place.tasks.stopped()
+                resting = sum(task.ended_in_order and now - task.stopped_at < IDLE_REST for task in past)
+            started = self.ensure(max(len(alive), workers - resting))
             self._looked = (workers, self._clock.monotonic() + LOOK_EVERY)
             return started
 
@@ -189,6 +209,11 @@ class EcsFleet:
                 launcher = Launcher(clients, self.plan, self._session, self._store_url, self._clock, self._entropy)
                 self._there = _Place(Tasks(clients, stack, self._session), launcher, Logs(clients, stack))
             return self._there
+
+    def _is_due(self, workers: int) -> bool:
+        """Tell whether it is time to look again whether there are so many."""
+        looked = self._looked
+        return looked is None or looked[0] != workers or self._clock.monotonic() >= looked[1]
 
     def _alive(self) -> list[str]:
         """Return the ARNs of tasks that run or come up, and are not to end; the lock must be held."""

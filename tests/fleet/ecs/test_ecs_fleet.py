@@ -5,7 +5,7 @@ from ecs_stand_in import LOST
 
 from burst_dask.errors import CloudError, CloudLimit, CloudUnavailable, ConfigError, CredentialsExpired
 from burst_dask.fleet.base import Fleet, Logging, Remote
-from burst_dask.fleet.ecs.fleet import LOOK_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
+from burst_dask.fleet.ecs.fleet import IDLE_REST, LOOK_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
 from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE
 
 NO_CAPACITY = {"tasks": [], "failures": [{"reason": "Capacity is unavailable at this time. Please try again later"}]}
@@ -50,6 +50,47 @@ def test_what_is_missing_is_started(fleet_of, ecs, clock):
     clock.pause(LOOK_EVERY)
     assert fleet.ensure(3) == 1 and fleet.alive() == 3
     assert fleet.ensure(4) == 1, "another number is looked for at once"
+
+
+def test_workers_that_had_nothing_to_do_are_not_missed_while_one_works(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    fleet.ensure(4)
+    clock.pause(LOOK_EVERY)
+    *idle, lost, _ = ecs.running
+    for task in idle:
+        task.exit_code = 0
+        task.over("EssentialContainerExited", "Essential container in task exited")
+    ecs.take_back(lost)
+    assert fleet.replace_lost(4) == 1, "the one that was lost"
+    assert fleet.replace_lost(4) == 0
+    clock.pause(IDLE_REST)
+    assert fleet.replace_lost(4) == 2, "there may be work for them by now"
+    for task in ecs.running[1:]:
+        task.exit_code = 0
+        task.over("EssentialContainerExited", "Essential container in task exited")
+    assert fleet.ensure(5) == 4, "somebody has submitted work"
+    for task in ecs.running:
+        task.exit_code = 0
+        task.over("EssentialContainerExited", "Essential container in task exited")
+    clock.pause(LOOK_EVERY)
+    assert fleet.replace_lost(5) == 5, "nobody is left"
+
+
+def test_stopped_tasks_are_found_though_ecs_takes_one_filter_only(fleet_of, ecs, clock):
+    def one_filter(call, request):
+        several = {"startedBy", "desiredStatus"} <= request.keys()
+        return (400, "InvalidParameterException", "one filter") if call == "ListTasks" and several else None
+
+    ecs.faults.append(one_filter)
+    fleet = fleet_of()
+    for _ in range(3):
+        assert fleet.ensure(1) == 1
+        ecs.take_back(ecs.running[0])
+        clock.pause(LOOK_EVERY)
+    other = fleet_of("sess2")
+    other.ensure(1)
+    ecs.take_back(ecs.running[0])
+    assert fleet.notes() == ["3 stopped: Spot took its machine back (Your Spot Task was interrupted.)"]
 
 
 def test_one_definition_for_all_sessions_of_a_shape(fleet_of, ecs):
@@ -252,7 +293,11 @@ def test_instances_of_spot_that_do_not_come_are_given_up(fleet_of, ecs, clock):
             CredentialsExpired,
             "credentials have expired",
         ),
-        ((400, "ClusterNotFoundException", "Cluster not found."), CloudError, "the cluster is gone: .*cluster burst-dask"),
+        (
+            (400, "ClusterNotFoundException", "Cluster not found."),
+            CloudError,
+            "the cluster is gone: .*cluster burst-dask",
+        ),
         (
             (400, "AccessDeniedException", "User: arn:u is not authorized to perform: ecs:RunTask on resource: arn:r"),
             CloudError,
