@@ -416,6 +416,8 @@ TEMPLATE = {
     "Parameters": {
         "InstanceTypesX86": {"Type": "CommaDelimitedList", "Default": "m5.large"},
         "InstanceTypesArm": {"Type": "CommaDelimitedList", "Default": "c6g.*,m6g.*"},
+        "LeastVCpus": {"Type": "Number", "Default": 2},
+        "MostVCpus": {"Type": "Number", "Default": 8},
     },
     "Resources": {
         "Cluster": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "burst-dask"}},
