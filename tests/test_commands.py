@@ -98,7 +98,7 @@ def test_extend(session: Session, burst: Callable[..., Result]) -> None:
 
 
 def test_scale(session: Session, burst: Callable[..., Result]) -> None:
-    assert burst("scale", "nightly", "0").output == "nightly has 0 workers here\n"
+    assert burst("scale", "nightly", "0").output == "nightly has 0 workers\n"
     assert burst("scale", "nightly", "many").exit_code == 2
     sync.run(session._link.append(Close()))
     refused = burst("scale", "nightly", "3")
