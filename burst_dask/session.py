@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ from burst_dask.clock import Entropy, SystemClock
 from burst_dask.ending import afford, close, delete, extend, incomplete
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
-from burst_dask.errors import ConfigError, FleetError, StoreUnavailable
+from burst_dask.errors import CloudError, ConfigError, FleetError, StoreUnavailable
 from burst_dask.finding import find, open_run
 from burst_dask.fleet.base import Logging, ProcessLog
 from burst_dask.fleets import can_start, choose, fleet_of
@@ -424,7 +425,10 @@ class Session(Calling):
             self._futures.close()
         sync.run(close(link))
         fleet = link.fleet or fleet_of(link)
-        fleet.remove()
+        try:
+            fleet.remove()
+        except CloudError as error:  # they see that the session is closed, if nobody may stop them
+            warnings.warn(f"workers of session {self.id} end by themselves, within a minute: {error}", stacklevel=2)
         sync.run(delete(link, force))
 
 

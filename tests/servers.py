@@ -34,11 +34,11 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing
 REGION = "us-east-1"
 _START_SECONDS = 60
 
-# moto checks and sets in two steps: one request at a time makes its conditional writes atomic. And it forgets the
-# outputs of a stack that a change set creates.
+# moto checks and sets in two steps: one request at a time makes its conditional writes atomic. Of a stack that a change
+# set creates it forgets the outputs; and it tells lists among the parameters otherwise than CloudFormation.
 _MOTO = """
 import logging, sys, threading, warnings
-from moto.cloudformation.models import ChangeSet
+from moto.cloudformation.models import ChangeSet, Stack
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -54,7 +54,15 @@ def apply_whole(self):
     self.stack.parameters = self.parameters
     self.stack.output_map = self.stack._create_output_map()
 
+def parameters(self):
+    given = self.resource_map.resolved_parameters.items()
+    return {key: ",".join(value) if isinstance(value, list) else str(value) for key, value in given}
+
 ChangeSet.apply = apply_whole
+Stack.parameter_list = property(
+    lambda self: [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters(self).items()]
+)
+Stack.has_parameters = lambda self, others: others.items() <= parameters(self).items()
 moto, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
 
 def serve(environ, start_response):

@@ -98,7 +98,7 @@ def test_extend(session: Session, burst: Callable[..., Result]) -> None:
 
 
 def test_scale(session: Session, burst: Callable[..., Result]) -> None:
-    assert burst("scale", "nightly", "0").output == "nightly has 0 workers here\n"
+    assert burst("scale", "nightly", "0").output == "nightly has 0 workers\n"
     assert burst("scale", "nightly", "many").exit_code == 2
     sync.run(session._link.append(Close()))
     refused = burst("scale", "nightly", "3")
@@ -253,7 +253,7 @@ def test_shells_complete_commands() -> None:
     words = {"COMP_WORDS": "burst s", "COMP_CWORD": "1"}
     environment = {"_BURST_COMPLETE": "bash_complete", "PYTHONPATH": ":".join(sys.path), **words}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert found.stdout.split() == ["plain,scale", "plain,status", "plain,story"]
+    assert found.stdout.split() == ["plain,scale", "plain,setup", "plain,status", "plain,story"]
 
 
 def test_collect_writes_what_is_done_and_tells_what_is_not(

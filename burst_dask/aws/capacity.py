@@ -10,7 +10,8 @@ Processors are counted in CPU units, 1,024 each, and memory in MiB, as ECS does.
 from __future__ import annotations
 
 import difflib
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
@@ -127,11 +128,28 @@ def instance_type(clients: Clients, name: str) -> InstanceType:
         raise
     if not found:
         raise ConfigError(_no_such(clients, name))
-    told = found[0]
-    archs = [arch for arch in ARCHITECTURES if arch in told["ProcessorInfo"]["SupportedArchitectures"]]
-    if not archs:
+    usable = _of(found)
+    if not usable:
         raise ConfigError(f"instance_type={name!r}: workers run on {' and '.join(ARCHITECTURES)}, which it is not")
-    return InstanceType(name, told["VCpuInfo"]["DefaultVCpus"], told["MemoryInfo"]["SizeInMiB"], archs[0])
+    return usable[0]
+
+
+def instance_types(clients: Clients, names: Sequence[str]) -> list[InstanceType]:
+    """Return what AWS says of all types with these names, which may have wildcards."""
+    filters = [{"Name": "instance-type", "Values": list(names)}]
+    with explained("ec2:DescribeInstanceTypes", ", ".join(names), "Nothing was started"):
+        pages = clients.client("ec2").get_paginator("describe_instance_types").paginate(Filters=filters)
+        return _of([told for page in pages for told in page["InstanceTypes"]])
+
+
+def _of(told: Iterable[dict[str, Any]]) -> list[InstanceType]:
+    """Return the types on which workers can run."""
+    return [
+        InstanceType(one["InstanceType"], one["VCpuInfo"]["DefaultVCpus"], one["MemoryInfo"]["SizeInMiB"], arch)
+        for one in told
+        for arch in ARCHITECTURES
+        if arch in one["ProcessorInfo"]["SupportedArchitectures"]
+    ]
 
 
 def _no_such(clients: Clients, name: str) -> str:

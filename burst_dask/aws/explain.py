@@ -50,7 +50,7 @@ _UNKNOWN = {
 }
 _CLOCK = {"RequestTimeTooSkewed", "InvalidSignatureException"}
 _THROTTLED = re.compile(r"Throttl|TooManyRequests|RequestLimitExceeded|SlowDown|BandwidthLimit|ProvisionedThroughput")
-_BUSY = {"InternalError", "InternalFailure", "ServerException", "ServiceUnavailable", "Unavailable", "RequestTimeout"}
+_BUSY = {"InternalError", "InternalFailure", "ServerException", "ServiceUnavailable", "Unavailable", "500", "503"}
 _LIMIT = re.compile(r"LimitExceeded|QuotaExceeded|VcpuLimit|MaxSpotInstanceCount|InsufficientFreeAddresses")
 #: Errors of botocore by the name of their class, so that this module loads without it.
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
@@ -146,7 +146,7 @@ def sentence(*parts: str) -> str:
 def _of_answer(response: dict[str, Any], action: str, resource: str, kept: str) -> CloudError:
     """Return the error for an answer of AWS that is one."""
     code = str(response["Error"].get("Code", ""))
-    message = str(response["Error"].get("Message", "")).strip()
+    message = _brief(str(response["Error"].get("Message", "")))
     if found := _of_identity(code, message, action, kept):
         return found
     if code in _DENIED or _REFUSED.search(message):
@@ -223,4 +223,9 @@ def _of_botocore(error: Exception, action: str, kept: str) -> CloudError | None:
         return CloudUnavailable(
             sentence(f"AWS cannot be reached ({action}): {error}", kept, "Check the network, the proxy and the region")
         )
-    return CloudError(sentence(f"{action} failed: {error}", kept))
+    return CloudError(sentence(f"{action} failed: {_brief(str(error))}", kept))
+
+
+def _brief(message: str) -> str:
+    """Return a message as one line, without the page that a proxy or a broken server has sent."""
+    return " ".join(message.partition("<!doctype")[0].partition("<html")[0].split())

@@ -10,7 +10,6 @@ import base64
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ _BUILDERS = {
     "x86_64": ("LINUX_CONTAINER", "aws/codebuild/amazonlinux2-x86_64-standard:5.0"),
     "arm64": ("ARM_CONTAINER", "aws/codebuild/amazonlinux2-aarch64-standard:3.0"),
 }
+_STDERR = 2
 _POLL = 5.0
 _LONGEST = 2400.0
 
@@ -98,7 +98,7 @@ class Docker:
             done = subprocess.run(  # noqa: S603 - a program of the user's, without a shell
                 [self.program, *arguments],
                 input=given,
-                stdout=sys.stderr if shown else subprocess.PIPE,
+                stdout=_STDERR if shown else subprocess.PIPE,
                 stderr=None if shown else subprocess.PIPE,
                 text=True,
                 check=False,

@@ -47,12 +47,13 @@ def read_quota(clients: Clients, launch_type: str, spot: bool) -> Quota:
         The right servicequotas:GetServiceQuota is missing.
     """
     quota = QUOTAS[launch_type, spot]
-    service = clients.client("service-quotas")
-    with explained("servicequotas:GetServiceQuota", quota.what):
-        try:
-            found = service.get_service_quota(ServiceCode=quota.service, QuotaCode=quota.code)
-        except service.exceptions.NoSuchResourceException:  # it has never been changed
-            found = _default(clients, quota)
+    try:
+        with explained("servicequotas:GetServiceQuota", quota.what):
+            found = clients.client("service-quotas").get_service_quota(ServiceCode=quota.service, QuotaCode=quota.code)
+    except CloudError as error:
+        if code_of(error) != "NoSuchResourceException":
+            raise
+        found = _default(clients, quota)  # it has never been changed
     value = found.get("Quota", {}).get("Value")
     return Quota(quota.what, quota.service, quota.code, None if value is None else float(value))
 

@@ -94,7 +94,7 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         """Whether the stack is as it should be."""
-        return not self.changes
+        return not self.change_set  # one that changes outputs only has no changes of resources
 
 
 def plan(clients: Clients, name: str, wish: Wish, clock: Clock) -> Plan:
@@ -328,5 +328,13 @@ def _service_roles(clients: Clients) -> None:
         except CloudError as error:
             if code_of(error) != "NoSuchEntity":
                 raise
-            with explained("iam:CreateServiceLinkedRole", service, _UNCHANGED):
-                iam.create_service_linked_role(AWSServiceName=service)
+            _create_service_role(clients, service)
+
+
+def _create_service_role(clients: Clients, service: str) -> None:
+    try:
+        with explained("iam:CreateServiceLinkedRole", service, _UNCHANGED):
+            clients.client("iam").create_service_linked_role(AWSServiceName=service)
+    except CloudError as error:
+        if code_of(error) not in ("InvalidInput", "EntityAlreadyExists"):  # somebody else was faster
+            raise

@@ -46,9 +46,9 @@ def extend(identifier: str, duration: str, store: str | None, as_json: bool) -> 
 @options.store
 @options.as_json
 def scale(identifier: str, workers: int, store: str | None, as_json: bool) -> None:
-    """Have WORKERS worker processes of a session on this machine; 0 stops them, and the work waits."""
+    """Have WORKERS workers, on this machine or where the session has them; 0 stops them, and the work waits."""
     options.session_of(identifier, store, "workers work for a session: burst scale").scale(workers)
-    options.show({"id": identifier, "workers": workers}, f"{identifier} has {workers} workers here", as_json)
+    options.show({"id": identifier, "workers": workers}, f"{identifier} has {workers} workers", as_json)
 
 
 @click.command()

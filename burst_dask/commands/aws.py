@@ -101,14 +101,14 @@ def setup_aws(
         _say(_described(plan, clients), quiet=as_json)
         if dry_run or not (yes or click.confirm("Do it?", err=as_json)):
             setup.drop(clients, plan)
-            _say("Nothing was changed", quiet=as_json and not dry_run)
+            _say("Nothing was changed", quiet=as_json)
             if as_json:
                 click.echo(json.dumps({"changed": False, "changes": [asdict(change) for change in plan.changes]}))
             return
     there = setup.stack_of(clients, plan) if plan.is_empty else setup.apply(clients, plan, clock, _teller(as_json))
     if as_json:
         changes = [asdict(change) for change in plan.changes]
-        click.echo(json.dumps({"changed": bool(changes), "changes": changes, "stack": msgspec.to_builtins(there)}))
+        click.echo(json.dumps({"changed": not plan.is_empty, "changes": changes, "stack": msgspec.to_builtins(there)}))
     else:
         click.echo(_next_line(there, plan))
 

@@ -1,4 +1,4 @@
-"""``burst logs``: what tasks have printed."""
+"""``burst logs``: what tasks have printed, and what workers have written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from burst_dask import sync
 from burst_dask.commands import options
 from burst_dask.protocol.keys import RunId
 from burst_dask.run import Run
-from burst_dask.session import attach
+from burst_dask.session import Session, attach
 from burst_dask.tasklogs import Follower, LogRecord, TaskLog
 
 
@@ -21,13 +21,29 @@ from burst_dask.tasklogs import Follower, LogRecord, TaskLog
 @options.store
 @click.option("--key", help="Only of the task with this key; ID is that of a run then.")
 @click.option("--worker", help="Only what was printed on the worker with this id.")
+@click.option("--processes", is_flag=True, help="What worker processes have written themselves, from their starts on.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the runs, or the session, have ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for scripts.")
-def logs(identifier: str, store: str | None, key: str | None, worker: str | None, follow: bool, as_json: bool) -> None:
+def logs(
+    identifier: str,
+    store: str | None,
+    key: str | None,
+    worker: str | None,
+    processes: bool,
+    follow: bool,
+    as_json: bool,
+) -> None:
     """Show what the tasks of a run or session have printed, and their logging records.
 
     Of each try of a task the last 64 KB are kept. They are shown once its worker has committed them.
     """
+    if processes:
+        if key is not None or follow:
+            raise click.UsageError("--processes goes with neither --key nor --follow")
+        _show_processes(
+            options.session_of(identifier, store, "workers work for a session: burst logs"), worker, as_json
+        )
+        return
     found = attach(identifier, store=store)
     if key is not None:
         if not isinstance(found, Run):
@@ -45,6 +61,12 @@ def logs(identifier: str, store: str | None, key: str | None, worker: str | None
         return
     while (news := sync.run(follower.more())) is not None:
         _show((log for log in news if key is None or str(log.key) == key), as_json)
+
+
+def _show_processes(session: Session, worker: str | None, as_json: bool) -> None:
+    """Print what the processes of workers have written, one after another."""
+    for log in session.worker_logs(worker):
+        click.echo(json.dumps(log._asdict()) if as_json else f"==> {log.name} <==\n{log.text}")
 
 
 def _show(logs: Iterable[TaskLog], as_json: bool) -> None:

@@ -58,7 +58,7 @@ class Fleet(Protocol):
 
 @runtime_checkable
 class Remote(Protocol):
-    """A fleet whose workers run elsewhere, where somebody knows what became of them."""
+    """A fleet whose workers run elsewhere and cost, where somebody knows what became of them."""
 
     def notes(self) -> list[str]:
         """Return what a person should know of the workers, in words: why some have ended or do not come up."""

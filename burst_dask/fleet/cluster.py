@@ -85,6 +85,10 @@ class ClusterFleet:
         """Return how many workers run or are about to, by the number of their start; others under -1."""
         return dict(sum(map(Counter, (await asyncio.to_thread(self._run, _slots)).values()), Counter()))
 
+    async def resting(self) -> int:
+        """Return 0: workers on machines that are there anyway may be started again at any time."""
+        return 0
+
     async def begin(self, number: int, workers: int) -> None:
         """Start workers as start `number`."""
         await asyncio.to_thread(lambda: self._start(workers, self._counts(), number))

@@ -124,6 +124,10 @@ class LocalFleet:
         """Return what `slots` does."""
         return await asyncio.to_thread(self.slots)
 
+    async def resting(self) -> int:
+        """Return 0: workers on machines that are there anyway may be started again at any time."""
+        return 0
+
     async def begin(self, number: int, workers: int) -> None:
         """Start workers as start `number`."""
         await asyncio.to_thread(self.start, workers, number)

@@ -41,6 +41,9 @@ class Elastic(Protocol):
     async def counted(self) -> dict[int, int]:
         """Return how many workers run or are about to, by the number of their start; others under -1."""
 
+    async def resting(self) -> int:
+        """Return how many workers have lately ended by themselves, since they had nothing to do."""
+
     async def begin(self, number: int, workers: int) -> None:
         """Start workers as start `number`; asked twice for the same one, it starts none the second time.
 
@@ -161,6 +164,7 @@ class Healer:
 
     async def _missing(self, state: SessionState, there: int, budget: Budget, eager: bool) -> int:
         """Return how many workers are to be started now."""
+        assert self._fleet is not None
         most = state.workers or 0
         if (can := sizing.affordable(budget)) is not None:
             most = min(most, can)
@@ -171,6 +175,9 @@ class Healer:
         else:
             goal = Goal(state.minimum, state.workers or 0)
             want = min(most, sizing.wanted(goal, await self._demand(state), self._settings.threads))
+            if there and want > there:
+                # They waited in vain for what is pending, which waits for what others do.
+                want -= await self._fleet.resting()
         return min(want - there, sizing.MOST_AT_ONCE)
 
     async def _demand(self, state: SessionState) -> Demand:

@@ -21,6 +21,8 @@ from burst_dask.testing.work import Graph, Work
 BOOT = (30.0, 60.0)
 #: Seconds for which a listing of containers may not show a new one.
 LISTED_AFTER = 5.0
+#: Seconds for which a worker that had nothing to do is not missed.
+REST = 900.0
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Container:
     worker: Worker | None = None
     #: when it was taken away, or ended
     ended: float | None = None
+    #: whether it ended since it had nothing to do
+    idle: bool = False
 
     @property
     def runs(self) -> bool:
@@ -110,7 +114,7 @@ class SimulatedFleet:
     async def _work(self, container: Container) -> None:
         assert container.worker is not None
         with contextlib.suppress(StoreError, ExceptionGroup):
-            await container.worker.agent.run()
+            container.idle = await container.worker.agent.run() == "idle"
         container.ended = self.bucket.loop.time()
 
 
@@ -128,6 +132,11 @@ class Seen:
             if container.runs and fleet.bucket.loop.time() - container.asked >= LISTED_AFTER:
                 found[container.start] = found.get(container.start, 0) + 1
         return found
+
+    async def resting(self) -> int:
+        fleet = self._fleet
+        now = fleet.bucket.loop.time()
+        return sum(one.idle and one.ended is not None and now - one.ended < REST for one in fleet.containers)
 
     async def begin(self, number: int, workers: int) -> None:
         fleet = self._fleet
@@ -159,6 +168,8 @@ class Recovery:
     settings: Settings
     lost: dict[float, float]
     refuses: float = 0.0
+    #: whether all other tasks need the first one
+    behind_the_first: bool = False
     #: containers that ran, every ten seconds
     sizes: list[int] = field(default_factory=list)
     #: seconds after which all had outcomes; None while it is not so
@@ -182,7 +193,8 @@ class Recovery:
         await link.append(self.goal)
         fleet.session = link.session
         count = len(self.work)
-        tasks = [Work(number, seconds=seconds) for number, seconds in enumerate(self.work)]
+        inputs = (0,) if self.behind_the_first else ()
+        tasks = [Work(number, inputs if number else (), seconds) for number, seconds in enumerate(self.work)]
         plan = await client.submit(link, Graph(tasks, [*range(0, count, 50), count], range(count)))
         healer = Healer(client.store, link.session, self.settings, link.author, Seen(fleet))
         while not fleet.running:

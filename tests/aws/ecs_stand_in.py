@@ -58,6 +58,7 @@ class RunningTask:
         self.stop_code = self.reason = self.container_reason = ""
         self.exit_code: int | None = None
         self.created = stand_in.now()
+        self.stopped = 0.0
         self.provider = request["capacityProviderStrategy"][0]["capacityProvider"]
         self.process: subprocess.Popen[bytes] | None = None
         self._stand_in = stand_in
@@ -114,6 +115,7 @@ class RunningTask:
     def over(self, code: str, reason: str) -> None:
         self.stop_code, self.reason = code, reason
         self.status = self.desired = "STOPPED"
+        self.stopped = self._stand_in.now()
 
     def stop(self, code: str, reason: str) -> None:
         """Send SIGTERM, and SIGKILL after the stop timeout."""
@@ -150,7 +152,11 @@ class RunningTask:
             container["exitCode"] = self.exit_code
         if self.container_reason:
             container["reason"] = self.container_reason
-        more = {"stopCode": self.stop_code, "stoppedReason": self.reason} if self.desired == "STOPPED" else {}
+        more: dict[str, Any] = {}
+        if self.desired == "STOPPED":
+            more = {"stopCode": self.stop_code, "stoppedReason": self.reason}
+        if self.stopped:
+            more["stoppedAt"] = self.stopped
         return {
             "taskArn": self.arn,
             "clusterArn": f"arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{self.request['cluster']}",
@@ -410,6 +416,8 @@ TEMPLATE = {
     "Parameters": {
         "InstanceTypesX86": {"Type": "CommaDelimitedList", "Default": "m5.large"},
         "InstanceTypesArm": {"Type": "CommaDelimitedList", "Default": "c6g.*,m6g.*"},
+        "LeastVCpus": {"Type": "Number", "Default": 2},
+        "MostVCpus": {"Type": "Number", "Default": 8},
     },
     "Resources": {
         "Cluster": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "burst-dask"}},

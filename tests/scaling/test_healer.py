@@ -112,3 +112,12 @@ def test_nobody_is_started_for_work_that_others_will_have_done() -> None:
     world = Recovery(5, [200.0] * 3, Scale(10), Settings.of(), {})
     fleet: SimulatedFleet = world.run(patience=1000.0)
     assert fleet.most == 3 and world.done is not None
+
+
+def test_workers_that_had_nothing_to_do_are_not_missed() -> None:
+    """While one works on what all others wait for."""
+    chain = [400.0] + [1.0] * 400
+    world = Recovery(6, chain, Scale(8), Settings.of(idle_timeout=30.0), {}, behind_the_first=True)
+    fleet = world.run(patience=3000.0)
+    assert world.done is not None
+    assert len(fleet.containers) == 8, "nobody is started to wait again"

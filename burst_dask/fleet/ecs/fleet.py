@@ -29,6 +29,8 @@ SHOWN_WITHIN = 120.0
 SPOT_PATIENCE = 180.0
 #: … and for how long Spot is not asked again then.
 SPOT_REST = 600.0
+#: Seconds for which workers that had nothing to do are not missed while others work: thrice what they wait for work.
+IDLE_REST = 900.0
 #: Seconds after which a worker that does not come up is told of.
 SLOW = 180.0
 #: Seconds between looks at tasks that are to end, and how long ECS may take besides the container's own time.
@@ -101,7 +103,7 @@ class EcsFleet:
         Workers that come up count. It looks at most every `LOOK_EVERY` seconds.
         """
         with self._lock:
-            if self._looked is not None and self._looked[0] == workers and self._clock.monotonic() < self._looked[1]:
+            if not self._is_due(workers):
                 return 0
             alive = self._without_stuck(self._alive())
             started = self._launch(workers - len(alive), alive) if workers > len(alive) else 0
@@ -111,6 +113,11 @@ class EcsFleet:
     async def counted(self) -> dict[int, int]:
         """Return how many workers run or come up, by the number of their start; others under -1."""
         return await asyncio.to_thread(self._counted)
+
+    async def resting(self) -> int:
+        """Return how many workers have ended within the last `IDLE_REST` seconds since they had nothing to do."""
+        past = await asyncio.to_thread(self._past)
+        return sum(task.ended_in_order and self._clock.wall() - task.stopped_at < IDLE_REST for task in past)
 
     async def begin(self, number: int, workers: int) -> None:
         """Start workers as start `number`, of which there is one asker only (`burst_dask.scaling.healer`)."""
@@ -209,9 +216,18 @@ class EcsFleet:
                 self._numbers[task.arn] = number_of(task.group, self._session)
             return dict(Counter(self._numbers.get(arn, -1) for arn in alive))
 
+    def _past(self) -> list[Task]:
+        with self._lock:
+            return self._place.tasks.stopped()
+
     def _begin(self, number: int, workers: int) -> None:
         with self._lock:
             self._launch(workers, self._alive(), number)
+
+    def _is_due(self, workers: int) -> bool:
+        """Tell whether it is time to look again whether there are so many."""
+        looked = self._looked
+        return looked is None or looked[0] != workers or self._clock.monotonic() >= looked[1]
 
     def _alive(self) -> list[str]:
         """Return the ARNs of tasks that run or come up, and are not to end; the lock must be held."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +11,9 @@ import msgspec
 from burst_dask.aws import capacity
 from burst_dask.aws.capacity import UNITS, InstanceType, Size
 from burst_dask.aws.clients import Clients
-from burst_dask.aws.stack import ARCHITECTURES, Stack, describe
+from burst_dask.aws.stack import ARCHITECTURES, Stack
 from burst_dask.errors import ConfigError
+from burst_dask.fleet.ecs import instances
 from burst_dask.protocol.records import FleetChoice
 
 FARGATE, EC2 = "FARGATE", "EC2"
@@ -26,8 +26,6 @@ SUPERVISOR = 64
 #: Limits of RunTask.
 _MOST_SUBNETS, _MOST_GROUPS, _MOST_TAGS = 16, 5, 40
 _MOST_KEY, _MOST_VALUE = 128, 256
-#: Parameters of the stack that say which instances it starts.
-_TYPES = {"x86_64": "InstanceTypesX86", "arm64": "InstanceTypesArm"}
 
 
 class EcsArguments(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,8 +177,15 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
         if instance and arch != instance.arch:
             raise ConfigError(f"arch={arch!r}, but {instance.name} is {instance.arch}: leave arch= out")
         size = _size(cpu, memory, instance)
-        if not wanted.on_instances:
-            size = _on_fargate(size)
+        only_that_type = False
+        if wanted.on_instances:
+            there = instances.started(clients, stack, arch)
+            if instance is not None:
+                instances.check_type(there, stack, instance)
+            room = _room(size, instance) if instance is not None else 0
+            only_that_type = instances.check_fit(clients, there, stack, size, instance)
+        else:
+            size, room = _on_fargate(size), 0
         plan = cls(
             stack=stack,
             cpu=size.cpu,
@@ -189,8 +194,8 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
             spot=wanted.spot,
             arch=arch,
             instance_type=wanted.instance_type or "",
-            only_that_type=_started_types(clients, stack, instance) == [instance.name] if instance else False,
-            per_instance=_room(size, instance) if instance else 0,
+            only_that_type=only_that_type,
+            per_instance=room,
             image=wanted.image or stack.image,
             subnets=tuple(wanted.subnets or ()),
             security_groups=tuple(wanted.security_groups or ()),
@@ -256,32 +261,6 @@ def _room(size: Size, instance: InstanceType) -> int:
             "ask for less with cpu= and memory=, or for a larger instance_type="
         )
     return room
-
-
-def _started_types(clients: Clients, stack: Stack, instance: InstanceType) -> list[str]:
-    """Return the types, with wildcards, that the stack starts of an architecture, if that type is among them.
-
-    Raises
-    ------
-    ConfigError
-        It is not: workers would wait for an instance that nobody starts.
-    """
-    name = _TYPES[instance.arch]
-    told = (describe(clients, stack.name) or {}).get("Parameters", ())
-    types = [kind for one in told if one["ParameterKey"] == name for kind in one["ParameterValue"].split(",") if kind]
-    if types and not any(fnmatch.fnmatchcase(instance.name, kind) for kind in types):
-        raise ConfigError(
-            f"instance_type={instance.name!r}: the stack {stack.name} starts {', '.join(types)} only. Choose one of "
-            f"these, or set the stack's parameter {name} with `burst setup aws`"
-        )
-    if types != [instance.name]:
-        warnings.warn(
-            f"workers are as large as suits {instance.name}, but the stack {stack.name} may start others of "
-            f"{', '.join(types) or 'its list'}: it takes the cheapest that is free. For that type only, set its "
-            f"parameter {name} with `burst setup aws`",
-            stacklevel=2,
-        )
-    return types
 
 
 def _is_name(text: object) -> bool:

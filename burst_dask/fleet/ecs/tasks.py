@@ -40,24 +40,38 @@ class Task:
     group: str
     #: seconds since 1970
     created: float
+    #: who has started it
+    by: str
     stopped: Stopped
+    #: when, in seconds since 1970; 0 while it has not
+    stopped_at: float = 0.0
 
     @property
     def id(self) -> str:
         return task_id(self.arn)
 
+    @property
+    def ended_in_order(self) -> bool:
+        """Whether its workers ended by themselves, and not for a failure."""
+        return self.stopped.code == "EssentialContainerExited" and self.stopped.exit_code == 0
+
     @classmethod
     def of(cls, told: dict[str, Any]) -> Task:
         """Return the task that an answer of DescribeTasks tells of."""
         container: dict[str, Any] = next(iter(told.get("containers", ())), {})
-        created = told.get("createdAt")
+
+        def when(name: str) -> float:
+            return float(told[name].timestamp()) if name in told else 0.0
+
         return cls(
             arn=told["taskArn"],
             status=told.get("lastStatus", ""),
             desired=told.get("desiredStatus", ""),
             provider=told.get("capacityProviderName", ""),
             group=told.get("group", ""),
-            created=0.0 if created is None else float(created.timestamp()),
+            created=when("createdAt"),
+            by=told.get("startedBy", ""),
+            stopped_at=when("stoppedAt"),
             stopped=Stopped(
                 task=task_id(told["taskArn"]),
                 code=told.get("stopCode", ""),
@@ -78,7 +92,7 @@ class Tasks:
 
     def running(self) -> list[str]:
         """Return the ARNs of tasks that run or come up, and are not to end."""
-        return self._list(desiredStatus="RUNNING")
+        return self._list(startedBy=self._mine)
 
     def stopped(self) -> list[Task]:
         """Return the tasks that have stopped within the last hour or so, which is as long as ECS keeps them."""
@@ -86,13 +100,18 @@ class Tasks:
 
     def past(self) -> list[str]:
         """Return the ARNs of tasks that have stopped, or are to."""
-        return self._list(desiredStatus="STOPPED")
+        try:
+            return self._list(startedBy=self._mine, desiredStatus="STOPPED")
+        except CloudError as error:
+            if code_of(error) != "InvalidParameterException":
+                raise
+        # The reference says that startedBy must be the only filter, and means it for some others.
+        everybody = self.described(self._list(desiredStatus="STOPPED"))
+        return [task.arn for task in everybody if task.by == self._mine]
 
     def _list(self, **filters: str) -> list[str]:
         with explained("ecs:ListTasks", f"the cluster {self._cluster}"):
-            pages = self._ecs.get_paginator("list_tasks").paginate(
-                cluster=self._cluster, startedBy=self._mine, **filters
-            )
+            pages = self._ecs.get_paginator("list_tasks").paginate(cluster=self._cluster, **filters)
             return [arn for page in pages for arn in page["taskArns"]]
 
     def described(self, arns: Sequence[str]) -> list[Task]:

@@ -54,10 +54,12 @@ def fleet_of(ecs: EcsStandIn, clock: Clock) -> Callable[..., EcsFleet]:
     """Makes fleets whose tasks are no processes; `session`, and arguments as of `Session`."""
     ecs.processes, ecs.now = False, clock.wall
 
+    clients = Impatient.of()
+    stack = read_stack(clients)
+    assert stack is not None
+    ecs.calls.clear()
+
     def make(session: str = "sess1", cpu: float = 1, memory: int = 2 << 30, **arguments: Any) -> EcsFleet:
-        clients = Impatient.of()
-        stack = read_stack(clients)
-        assert stack is not None
         plan = EcsPlan.made(EcsArguments(**arguments), cpu, memory, clients, stack)
         return EcsFleet(session, "s3://bucket/p", plan, clients=clients, clock=clock, entropy=Entropy(7))
 

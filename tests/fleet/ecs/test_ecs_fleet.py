@@ -1,12 +1,15 @@
 """A fleet on ECS: what it starts and stops, and that it starts nothing twice."""
 
+import asyncio
+
 import pytest
 from ecs_stand_in import LOST
 
 from burst_dask.errors import CloudError, CloudLimit, CloudUnavailable, ConfigError, CredentialsExpired
 from burst_dask.fleet.base import Fleet, Logging, Remote
-from burst_dask.fleet.ecs.fleet import LOOK_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
+from burst_dask.fleet.ecs.fleet import IDLE_REST, LOOK_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
 from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE
+from burst_dask.scaling.healer import Elastic
 
 NO_CAPACITY = {"tasks": [], "failures": [{"reason": "Capacity is unavailable at this time. Please try again later"}]}
 THROTTLED = (400, "ThrottlingException", "Rate exceeded")
@@ -50,6 +53,50 @@ def test_what_is_missing_is_started(fleet_of, ecs, clock):
     clock.pause(LOOK_EVERY)
     assert fleet.ensure(3) == 1 and fleet.alive() == 3
     assert fleet.ensure(4) == 1, "another number is looked for at once"
+
+
+def test_workers_that_had_nothing_to_do_rest_for_a_while(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    fleet.ensure(4)
+    *idle, lost, _ = ecs.running
+    for task in idle:
+        task.exit_code = 0
+        task.over("EssentialContainerExited", "Essential container in task exited")
+    ecs.take_back(lost)
+    assert asyncio.run(fleet.resting()) == 2, "and not the one that was lost"
+    clock.pause(IDLE_REST)
+    assert asyncio.run(fleet.resting()) == 0
+
+
+def test_workers_are_counted_by_their_starts_from_anywhere(fleet_of, ecs):
+    fleet = fleet_of()
+    assert isinstance(fleet, Elastic)
+    asyncio.run(fleet.begin(7, 12))
+    asyncio.run(fleet.begin(9, 2))
+    fleet.start(1)
+    other = fleet_of()
+    assert asyncio.run(other.counted()) == asyncio.run(fleet.counted()) == {7: 12, 9: 2, -1: 1}
+    described = len(ecs.names("DescribeTasks"))
+    ecs.take_back(ecs.running[0])
+    assert asyncio.run(other.counted()) == {7: 11, 9: 2, -1: 1}
+    assert len(ecs.names("DescribeTasks")) == described, "what a task belongs to is asked once"
+
+
+def test_stopped_tasks_are_found_though_ecs_takes_one_filter_only(fleet_of, ecs, clock):
+    def one_filter(call, request):
+        several = {"startedBy", "desiredStatus"} <= request.keys()
+        return (400, "InvalidParameterException", "one filter") if call == "ListTasks" and several else None
+
+    ecs.faults.append(one_filter)
+    fleet = fleet_of()
+    for _ in range(3):
+        assert fleet.ensure(1) == 1
+        ecs.take_back(ecs.running[0])
+        clock.pause(LOOK_EVERY)
+    other = fleet_of("sess2")
+    other.ensure(1)
+    ecs.take_back(ecs.running[0])
+    assert fleet.notes() == ["3 stopped: Spot took its machine back (Your Spot Task was interrupted.)"]
 
 
 def test_one_definition_for_all_sessions_of_a_shape(fleet_of, ecs):

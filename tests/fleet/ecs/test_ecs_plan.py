@@ -82,23 +82,37 @@ def test_a_worker_takes_all_of_an_instance_or_its_share(made):
 
 
 def test_the_architecture_is_that_of_the_instance(made):
-    with pytest.warns(UserWarning, match=r"may start others of c6g\.\*, m6g\.\*"):
-        plan = made(instance_type="c6g.xlarge")
+    with pytest.warns(UserWarning, match=r"may start other instances than c6g\.xlarge: the cheapest of c6g\.\*, m6g"):
+        plan = made(instance_type="c6g.xlarge", cpu=2, memory=3 * GIB)
     assert plan.arch == "arm64" and not plan.only_that_type, "others may come: who waits for one type waits for ever"
     with pytest.raises(ConfigError, match=r"arch='arm64', but m5\.large is x86_64"):
         made(instance_type="m5.large", arch="arm64")
 
 
 def test_an_instance_that_the_stack_does_not_start(made):
-    with pytest.raises(ConfigError, match=r"the stack burst-dask starts m5\.large only.*InstanceTypesX86"):
+    with pytest.raises(ConfigError, match=r"starts m5\.large of 2 to 8 processors only.*aws --instance-types …"):
         made(instance_type="c5.large")
+    with pytest.raises(ConfigError, match=r"starts c6g\.\*, m6g\.\* of 2 to 8 processors only.*--instance-types-arm"):
+        made(instance_type="c6g.16xlarge", cpu=1)
+
+
+def test_a_worker_that_does_not_fit_on_all_that_may_be_started(made):
+    """It would wait for ever, and ECS would start one instance after another for it."""
+    with pytest.raises(ConfigError, match=r"4 vCPU with 16 GiB does not fit on all .* such as c6g\.large"):
+        made(launch_type="EC2", arch="arm64", cpu=4)
+    with pytest.raises(
+        ConfigError, match=r"does not fit on all .* such as c6g\.large, which has 2 vCPU with 3\.63 GiB"
+    ):
+        made(instance_type="c6g.2xlarge")
+    plan = made(launch_type="EC2", arch="arm64", cpu=1, memory=GIB)
+    assert (plan.instance_type, plan.per_instance) == ("", 0)
 
 
 def test_the_stack_lacks_what_is_asked_for(made):
     with pytest.raises(
         ConfigError, match=r"a capacity provider arm64-spot; the stack burst-dask has arm64, x86_64, x8"
     ):
-        made(launch_type="EC2", arch="arm64", spot=True)
+        made(launch_type="EC2", arch="arm64", spot=True, memory=GIB)
     stack = read_stack(Clients.of())
     with pytest.raises(ConfigError, match="has no image for workers yet: `burst image push`"):
         made(stack=msgspec.structs.replace(stack, image=""))

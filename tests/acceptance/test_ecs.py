@@ -1,0 +1,247 @@
+"""Workers on ECS: a session on S3 whose containers are really run, by a stand-in (`tests/aws/ecs_stand_in.py`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import dask
+import pytest
+from acting import QUICK, check, children
+from servers import REGION
+from test_survives import chains
+
+from burst_dask import Session, attach, sync
+from burst_dask.errors import ConfigError, CredentialsExpired, FleetError
+from burst_dask.overview import list_sessions
+
+EXPIRED = (400, "ExpiredTokenException", "The security token included in the request is expired")
+
+
+@pytest.fixture
+def store(ecs, tmp_path, monkeypatch):
+    """A store in the stack's bucket; clients look after their fleet often."""
+    monkeypatch.setattr("burst_dask.guard.EACH_EVERY", 0.1)
+    monkeypatch.setattr("burst_dask.scaling.healer.SETTLED_AFTER", 1.0)
+    monkeypatch.setattr("burst_dask.fleet.ecs.fleet.LOOK_EVERY", 0.2)
+    monkeypatch.setattr("burst_dask.fleet.ecs.fleet._STOP_POLL", 0.1)
+    return f"s3://burst-dask-tests/{tmp_path.name}?endpoint_url={ecs.moto}&region={REGION}"
+
+
+@pytest.fixture
+def sessions(store, ecs):
+    """Makes sessions on ECS, and cleans them up; no task must be left then."""
+    made = []
+
+    def make(**arguments):
+        defaults = {"fleet": "ecs", "workers": 2, "cpu": 0.25, "memory": "2GiB", "progress": False}
+        made.append(Session(store, **{**defaults, **QUICK, **arguments}))
+        return made[-1]
+
+    yield make
+    ecs.faults.clear()
+    for session in made:
+        session.cleanup(force=True)
+    assert ecs.running == [] and not [one for task in ecs.tasks if task.process for one in children(task.process.pid)]
+
+
+def wait_until(what):
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_session_on_ecs(sessions, ecs):
+    burst = sessions(workers=2, spot=True, tags={"project": "ice"})
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    (request,) = ecs.names("RunTask")
+    assert (request["count"], request["capacityProviderStrategy"][0]["capacityProvider"]) == (2, "FARGATE_SPOT")
+    assert ecs.tasks[0].command == ["burst", "worker"], "the container runs nothing else"
+    burst.cleanup(force=True)
+    assert ecs.running == []
+
+
+def test_a_lost_worker_is_replaced_and_results_are_right(sessions, ecs, marks):
+    burst = sessions(workers=3, spot=True)
+    values, expected = chains(marks, 20, 10)
+    run = burst.compute(*values)
+    marks.wait("started", 40)
+    ecs.take_back(ecs.running[0])
+    assert run.result(timeout=120) == expected
+    run.wait(timeout=60)
+    check(burst, run.id)
+    wait_until(lambda: len(ecs.running) == 3 or burst._link.fleet.ensure(3))
+    assert "one stopped: Spot took its machine back" in str(burst.status())
+
+
+def test_what_is_stopped_hands_over_at_once(sessions, ecs, marks):
+    """The lease is an hour: nobody takes over what was not handed over."""
+    burst = sessions(workers=2, lease=3600.0)
+    values, expected = chains(marks, 12, 5, gate="gate")
+    run = burst.compute(*values)
+    marks.wait("started", 2)
+    burst.scale(1)
+    assert len(ecs.running) == 1
+    marks.open("gate")
+    assert run.result(timeout=60) == expected
+    check(burst, run.id)
+    (ended,) = [task for task in ecs.tasks if task.desired == "STOPPED"]
+    assert (ended.exit_code, ended.stop_code) == (0, "UserInitiated")
+
+
+def test_scaled_to_nothing_and_up_again_by_another_client(sessions, ecs, marks, store):
+    burst = sessions(workers=2)
+    values, expected = chains(marks, 6, 5, gate="gate")
+    run = burst.compute(*values)
+    marks.wait("started", 2)
+    command = [sys.executable, "-m", "burst_dask.cli", "scale", burst.id]
+    environment = {**os.environ, "BURST_STORE": store, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*command, "0"], env=environment, check=True)
+    assert ecs.running == []
+    marks.open("gate")
+    subprocess.run([*command, "3"], env=environment, check=True)
+    assert len(ecs.running) == 3
+    assert attach(run.id, store=store).result(timeout=60) == expected
+    check(burst, run.id)
+
+
+def test_the_client_dies_and_another_one_goes_on(sessions, ecs, marks, store):
+    burst = sessions(workers=2)
+    values, expected = chains(marks, 10, 5, gate="gate")
+    run_id = burst.compute(*values).id
+    marks.wait("started", 2)
+    for task in list(ecs.running):  # and all workers with it
+        os.killpg(task.process.pid, signal.SIGKILL)
+        task.process.wait()
+    wait_until(lambda: not ecs.running)
+    marks.open("gate")
+    later = attach(run_id, store=store, progress=False)
+    assert later.result(timeout=120) == expected, "whoever waits has workers started again"
+    check(burst, run_id)
+
+
+# ---------------------------------------------------------------------------- what stands in the way
+
+
+@pytest.mark.parametrize("fault", ["missing", "architecture"])
+def test_workers_that_never_come_up(sessions, ecs, fault):
+    if fault == "missing":
+        ecs.missing_images.add("registry/worker:1")
+    else:
+        ecs.architectures = {"X86_64"}
+    burst = sessions(image="registry/worker:1", arch="arm64")
+    run = burst.compute(dask.delayed(1))
+    words = {"missing": "its image is not there; push it", "architecture": "its image is for another architecture"}
+    with pytest.raises(FleetError, match=rf"keep ending before they finish a task.*{words[fault]}"):
+        run.result(timeout=60)
+    assert any(words[fault] in note for note in burst.status().notes)
+    burst.scale(0)
+
+
+def test_a_session_that_cannot_start_workers_leaves_nothing(sessions, ecs, store):
+    denied = "ECS was unable to assume the role 'arn:aws:iam::123456789012:role/x' that was provided for this task."
+    ecs.always("RunTask", (400, "ClientException", denied))
+    with pytest.raises(FleetError, match="may not assume a role of the stack"):
+        sessions()
+    assert ecs.tasks == [] and list_sessions(store) == []
+
+
+def test_credentials_that_expire_while_workers_work(sessions, ecs, marks):
+    """Workers have their own: they go on, and so does who waits."""
+    burst = sessions(workers=1)
+    values, expected = chains(marks, 3, 2, gate="gate")
+    run = burst.compute(*values)
+    marks.wait("started", 1)
+    ecs.always("ListTasks", EXPIRED)
+    with pytest.warns(UserWarning, match=r"are not started now: the AWS credentials have expired"):
+        with pytest.raises(TimeoutError):
+            run.result(timeout=2)
+        marks.open("gate")
+        assert run.result(timeout=60) == expected
+
+
+def test_credentials_that_expire_when_no_worker_is_left(sessions, ecs, marks):
+    burst = sessions(workers=1)
+    values, expected = chains(marks, 3, 2, gate="gate")
+    run = burst.compute(*values)
+    marks.wait("started", 1)
+    ecs.always("ListTasks", EXPIRED)
+    ecs.take_back(ecs.running[0])
+    marks.open("gate")
+    with pytest.raises(CredentialsExpired, match=r"aws sso login.*What workers have committed is kept"):
+        run.result(timeout=60)
+    ecs.faults.clear()  # renewed
+    assert run.result(timeout=60) == expected
+
+
+def test_a_cleanup_by_who_may_not_stop_tasks(sessions, ecs):
+    burst = sessions(workers=1)
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    ecs.always("StopTask", (400, "AccessDeniedException", "no"))
+    with pytest.warns(UserWarning, match=r"end by themselves, within a minute: you lack the right ecs:StopTask"):
+        burst.cleanup(force=True)
+    wait_until(lambda: not ecs.running)
+    assert ecs.tasks[0].exit_code == 0
+
+
+def test_capacity_that_comes_later(sessions, ecs, marks):
+    burst = sessions(workers=1)
+    burst.scale(0)
+    run = burst.compute(dask.delayed(sum)([1, 2]))
+    none = {"tasks": [], "failures": [{"reason": "Capacity is unavailable at this time. Please try again later"}]}
+    ecs.once("RunTask", none, times=3)
+    burst.scale(1)
+    assert run.result(timeout=60) == (3,)
+
+
+def test_an_invalid_pair_gets_the_nearest_valid_one(sessions, ecs):
+    with pytest.warns(UserWarning, match=r"Fargate has no 1 vCPU with 1 GiB: workers get 1 vCPU with 2 GiB"):
+        burst = sessions(workers=1, cpu=1, memory="1GiB")
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    with pytest.raises(ConfigError, match="more than Fargate has"):
+        sessions(memory="500GiB")
+
+
+# ---------------------------------------------------------------------------- the default, logs
+
+
+def test_ecs_is_the_default_where_the_stack_stands(ecs, tmp_path, monkeypatch):
+    bucket = f"s3://burst-dask-tests/{tmp_path.name}?region={REGION}"
+    with pytest.warns(
+        UserWarning, match=r"1 workers run on ECS, in the stack burst-dask in us-east-1, and cost: 1 vCPU"
+    ):
+        burst = Session(bucket, workers=1, progress=False, **QUICK)
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3 and len(ecs.running) == 1
+    burst.cleanup(force=True)
+    monkeypatch.setenv("BURST_STACK", "another")
+    with pytest.warns(UserWarning, match=r"workers run on this machine.*there is no stack another in us-east-1"):
+        local = Session(bucket, workers=1, progress=False, **QUICK)
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=local) == 3 and ecs.running == []
+    local.cleanup(force=True)
+
+
+def say(word):
+    print(word)
+    return word
+
+
+def test_logs_of_workers_are_found_while_and_after_they_run(sessions, ecs, store):
+    burst = sessions(workers=1)
+    assert dask.delayed(say)("hello").compute(scheduler=burst) == "hello"
+    (log,) = burst.worker_logs()
+    assert log.name == f"burst/worker/{ecs.tasks[0].id}" and f"workers for session {burst.id}" in log.text
+    ((worker, *_),) = sync.run(burst._link.seen()).beats.items()
+    assert burst.worker_logs(worker) and burst.worker_logs("nobody") == []
+    burst.scale(0)
+    shown = subprocess.run(
+        [sys.executable, "-m", "burst_dask.cli", "logs", burst.id, "--processes", "--store", store],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ).stdout
+    assert f"worker {worker} started" in shown and "hello" in shown

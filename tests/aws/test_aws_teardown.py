@@ -1,0 +1,204 @@
+"""`burst teardown aws`: what it removes, what it keeps, and when it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import servers
+
+from burst_dask.aws.stack import read_stack
+
+BUCKET = "burst-dask-123456789012-us-east-1"
+MANIFEST = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"digest": "sha256:1"},
+        "layers": [],
+    }
+)
+
+
+def buckets(account):
+    return [one["Name"] for one in account.clients.client("s3").list_buckets()["Buckets"]]
+
+
+@pytest.fixture
+def filled(stack):
+    """A stack with an image and with data."""
+    stack.clients.client("s3").put_object(Bucket=BUCKET, Key="burst/s/x/plan", Body=b"data")
+    stack.clients.client("ecr").put_image(repositoryName="burst-dask", imageManifest=MANIFEST, imageTag="t-arm64")
+    stack.calls.clear()
+    return stack
+
+
+@pytest.fixture
+def running(filled):
+    """… and with a task of a session, until it is stopped."""
+    task = {
+        "taskArn": "arn:task/1",
+        "lastStatus": "RUNNING",
+        "tags": [{"key": "burst-dask:session", "value": "nightly"}],
+    }
+    filled.running = ["arn:task/1"]
+    filled.answers("ecs:ListTasks", lambda _: {"taskArns": list(filled.running)})
+    filled.answers("ecs:DescribeTasks", {"tasks": [task]})
+    filled.answers("ecs:StopTask", lambda asked: filled.running.remove(asked["task"]) or {"task": task})
+    return filled
+
+
+def test_keeps_data_unless_told(filled, burst):
+    shown = burst("teardown", "aws", input="y\n")
+    assert shown.exit_code == 0
+    assert (
+        f"removes the stack burst-dask in us-east-1 with its images and logs, and not the bucket {BUCKET}"
+        in shown.output
+    )
+    assert shown.output.endswith(f"the bucket {BUCKET} is kept, and `burst setup aws` finds it again\n")
+    assert read_stack(filled.clients) is None
+    deleted = filled.asked("ecr:BatchDeleteImage")
+    assert [id["imageTag"] for one in deleted for id in one["imageIds"]] == ["t-arm64"]
+    assert not filled.asked("s3:DeleteObjects")
+
+
+def test_asks(filled, burst):
+    assert burst("teardown", "aws", input="n\n").output.endswith("Nothing was removed\n")
+    assert read_stack(filled.clients) is not None
+
+
+def test_deletes_data_when_told(filled, burst):
+    # moto deletes the bucket of a stack whatever the template says of it
+    filled.answers("cloudformation:DeleteStack", {})
+    status = iter(["CREATE_COMPLETE", "CREATE_COMPLETE", "DELETE_IN_PROGRESS", "DELETE_COMPLETE"])
+    (described,) = filled.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"]
+    filled.answers("cloudformation:DescribeStacks", lambda _: {"Stacks": [described | {"StackStatus": next(status)}]})
+    shown = burst("teardown", "aws", "--yes", "--data", "--json")
+    assert json.loads(shown.stdout) == {"removed": True, "bucket": None}
+    assert BUCKET not in buckets(filled)
+
+
+def test_a_bucket_of_others_is_never_deleted(account, burst):
+    account.clients.client("s3").create_bucket(Bucket="mine")
+    burst("setup", "aws", "--yes", "--bucket", "mine")
+    shown = burst("teardown", "aws", "--yes", "--data")
+    assert shown.exit_code == 1 and "the bucket mine was not made by burst_dask" in shown.output
+    assert "mine" in buckets(account) and read_stack(account.clients) is not None
+
+
+def test_refuses_while_tasks_run(running, burst):
+    shown = burst("teardown", "aws", "--yes")
+    assert shown.exit_code == 1
+    assert "tasks run in the stack burst-dask: 1 of session nightly" in shown.output
+    assert "--stop-tasks" in shown.output
+    assert read_stack(running.clients) is not None
+
+
+def test_stops_tasks_when_told(running, burst):
+    assert burst("teardown", "aws", "--yes", "--stop-tasks").exit_code == 0
+    (stopped,) = running.asked("ecs:StopTask")
+    assert stopped["task"] == "arn:task/1"
+    names = [name for name, _ in running.calls]
+    assert names.index("ecs:StopTask") < names.index("cloudformation:DeleteStack")
+
+
+def test_instances_are_protected_and_so_ended_by_force(filled, burst):
+    group = {"AutoScalingGroupName": "g", "Instances": [{"InstanceId": "i-1"}]}
+    idle = {"AutoScalingGroupName": "h", "Instances": []}
+    filled.answers("autoscaling:DescribeAutoScalingGroups", {"AutoScalingGroups": [group, idle]})
+    filled.answers("autoscaling:DeleteAutoScalingGroup", {})
+    burst("teardown", "aws", "--yes")
+    assert filled.asked("autoscaling:DeleteAutoScalingGroup") == [{"AutoScalingGroupName": "g", "ForceDelete": True}]
+
+
+def test_task_definitions_go_out_of_use(filled, burst):
+    ecs = filled.clients.client("ecs")
+    container = {"name": "worker", "image": "x", "memory": 512}
+    ecs.register_task_definition(family="burst-dask-worker-abc", containerDefinitions=[container])
+    ecs.register_task_definition(family="other", containerDefinitions=[container])
+    burst("teardown", "aws", "--yes")
+    active = ecs.list_task_definitions(status="ACTIVE")["taskDefinitionArns"]
+    assert [arn.rpartition("/")[2] for arn in active] == ["other:1"]
+
+
+def test_no_stack(account, burst):
+    assert burst("teardown", "aws", "--yes").output == f"there is no stack burst-dask in {servers.REGION}\n"
+
+
+def test_a_failed_removal_says_why(filled, burst):
+    (described,) = filled.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"]
+    filled.answers("cloudformation:DeleteStack", {})
+    status = iter(["CREATE_COMPLETE", "CREATE_COMPLETE", "DELETE_FAILED"])
+    filled.answers("cloudformation:DescribeStacks", lambda _: {"Stacks": [described | {"StackStatus": next(status)}]})
+    event = {
+        "EventId": "1",
+        "LogicalResourceId": "WorkerGroup",
+        "ResourceType": "AWS::EC2::SecurityGroup",
+        "ResourceStatus": "DELETE_FAILED",
+        "ResourceStatusReason": "it has a dependent object",
+        "StackId": "s",
+        "StackName": "burst-dask",
+        "Timestamp": 1,
+    }
+    filled.answers("cloudformation:DescribeStackEvents", {"StackEvents": [event]})
+    shown = burst("teardown", "aws", "--yes")
+    assert shown.exit_code == 1
+    assert (
+        "WorkerGroup (AWS::EC2::SecurityGroup): it has a dependent object. Run `burst teardown aws` again"
+        in shown.output
+    )
+
+
+CALLS = {
+    "cloudformation:DescribeStacks",
+    "cloudformation:ListStackResources",
+    "cloudformation:DeleteStack",
+    "cloudformation:DescribeStackEvents",
+    "autoscaling:DescribeAutoScalingGroups",
+    "ecs:ListTasks",
+    "ecs:DescribeTasks",
+    "ecs:StopTask",
+    "ecs:ListTaskDefinitionFamilies",
+    "ecr:ListImages",
+    "ecr:BatchDeleteImage",
+}
+#: Without them a bucket counts as that of somebody else, and is not deleted.
+SPARED = {"sts:GetCallerIdentity", "s3:HeadBucket", "s3:GetBucketTagging", "ecr:DescribeImages"}
+
+
+def test_these_are_all_calls(running, burst):
+    running.clients._made.pop("identity", None)
+    burst("teardown", "aws", "--yes", "--stop-tasks")
+    assert {name for name, _ in running.calls} == CALLS | SPARED
+
+
+def test_each_right_that_lacks_is_named(running, burst):
+    # in the order of the calls: what a refusal leaves undone, the next try does
+    for call in dict.fromkeys(name for name, _ in calls_of(running, burst) if name in CALLS):
+        answer = running._answers.get(call)
+        running.denies(call)
+        shown = burst("teardown", "aws", "--yes", "--stop-tasks")
+        running.allows(call)
+        if answer:
+            running.answers(call, answer)
+        assert (shown.exit_code, f"you lack the right {call}" in shown.output) == (1, True), call
+
+
+def calls_of(account, burst):
+    """Return the calls of a whole teardown, of a stack that is then set up again."""
+    burst("teardown", "aws", "--yes", "--stop-tasks")
+    found = list(account.calls)
+    burst("setup", "aws", "--yes")
+    account.clients.client("ecr").put_image(repositoryName="burst-dask", imageManifest=MANIFEST, imageTag="t-arm64")
+    account.running.append("arn:task/1")
+    return found
+
+
+def test_without_the_right_to_know_a_bucket_is_not_deleted(running, burst):
+    for call in SPARED - {"ecr:DescribeImages"}:
+        running.clients._made.pop("identity", None)
+        running.denies(call)
+        shown = burst("teardown", "aws", "--yes", "--stop-tasks", "--data")
+        running.allows(call)
+        assert (shown.exit_code, "--data does not delete it" in shown.output) == (1, True), call
+    assert not running.asked("s3:DeleteBucket") and BUCKET in buckets(running)
