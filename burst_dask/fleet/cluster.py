@@ -85,6 +85,9 @@ class ClusterFleet:
         """Return how many workers run or are about to, by the number of their start; others under -1."""
         return dict(sum(map(Counter, (await asyncio.to_thread(self._run, _slots)).values()), Counter()))
 
+    async def shrink(self, workers: int) -> None:
+        """Do nothing: the machines are there anyway, and what is idle ends by itself."""
+
     async def resting(self) -> int:
         """Return 0: workers on machines that are there anyway may be started again at any time."""
         return 0

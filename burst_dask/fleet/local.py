@@ -124,6 +124,9 @@ class LocalFleet:
         """Return what `slots` does."""
         return await asyncio.to_thread(self.slots)
 
+    async def shrink(self, workers: int) -> None:
+        """Do nothing: the machines are there anyway, and what is idle ends by itself."""
+
     async def resting(self) -> int:
         """Return 0: workers on machines that are there anyway may be started again at any time."""
         return 0

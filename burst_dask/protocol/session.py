@@ -112,6 +112,12 @@ class SessionState(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, next=self.next + 1, **changes)
 
 
+def _size(state: SessionState, minimum: int, maximum: int) -> dict[str, Any]:
+    # Whoever makes a fleet smaller ends what is too much of it: earlier starts tell nothing any more.
+    starts = {} if maximum < (state.workers or 0) else state.starts
+    return {"minimum": minimum, "workers": maximum, "starts": starts}
+
+
 def _cancel(state: SessionState, entry: SessionEntry, action: Cancel) -> dict[str, Any]:
     these = set(state.runs) if action.run is None else {action.run}
     killed = {"killed": state.killed | these} if action.force else {}
@@ -130,8 +136,8 @@ _CHANGES: dict[type, Callable[[SessionState, SessionEntry, Any], dict[str, Any]]
     AddRun: lambda state, entry, action: {"runs": {**state.runs, action.run: action.priority}},
     Attach: lambda state, entry, action: {},
     Extend: lambda state, entry, action: {"until": max(state.until, action.until)},
-    Scale: lambda state, entry, action: {"workers": action.workers, "minimum": action.workers},
-    Adapt: lambda state, entry, action: {"workers": action.maximum, "minimum": action.minimum},
+    Scale: lambda state, entry, action: _size(state, action.workers, action.workers),
+    Adapt: lambda state, entry, action: _size(state, action.minimum, action.maximum),
     Start: lambda state, entry, action: {"starts": {**state.starts, entry.number: (action.workers, entry.wrote)}},
     Afford: lambda state, entry, action: {"max_cost": action.max_cost, "halted": None},
     Halt: _halt,

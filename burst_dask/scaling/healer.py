@@ -41,6 +41,9 @@ class Elastic(Protocol):
     async def counted(self) -> dict[int, int]:
         """Return how many workers run or are about to, by the number of their start; others under -1."""
 
+    async def shrink(self, workers: int) -> None:
+        """End what is more than that, if it costs: a start may have come when fewer were wanted already."""
+
     async def resting(self) -> int:
         """Return how many workers have lately ended by themselves, since they had nothing to do."""
 
@@ -79,6 +82,11 @@ class Healer:
         #: how many there are to take turns with
         self.workers = 1
 
+    @property
+    def starts(self) -> bool:
+        """Whether it can start workers, and not only watch the money."""
+        return self._fleet is not None
+
     def pause(self) -> float:
         """Return the seconds until the next turn of one of `workers`, who do not know of each other."""
         each = max(EACH_EVERY, TOGETHER_EVERY * self.workers)
@@ -99,10 +107,13 @@ class Healer:
         """
         state = await self._follow(state)
         while not state.closed and state.halted is None:
-            there = await self._there(state)
+            running, there = await self._there(state)
             budget = await self._budget(state)
             if sizing.is_spent(budget, there):
                 return await self._halt(state, budget)
+            if self._fleet is not None and state.workers is not None and running > state.workers:
+                await self._fleet.shrink(state.workers)
+                return state
             if self._fleet is None or (missing := await self._missing(state, there, budget, eager)) <= 0:
                 return state
             asked = self._author.clock.monotonic()
@@ -121,18 +132,20 @@ class Healer:
             state = state.apply(entry)
         return state
 
-    async def _there(self, state: SessionState) -> int:
-        """Return how many workers run, may run, or are about to."""
+    async def _there(self, state: SessionState) -> tuple[int, int]:
+        """Return how many workers run, and how many run, may run, or are about to."""
         if self._fleet is None:
-            return await self._alive()
+            alive = await self._alive()
+            return alive, alive
         counted = await self._fleet.counted()
+        running = sum(counted.values())
         now = self._author.clock.monotonic()
         for number, (workers, wrote) in state.starts.items():
             if not self._is_settled(number, wrote, now):
                 counted[number] = max(workers, counted.get(number, 0))
         there = sum(counted.values())
         self.workers = max(1, there)
-        return there
+        return running, there
 
     async def _budget(self, state: SessionState) -> Budget:
         settings = self._settings

@@ -133,6 +133,9 @@ class Seen:
                 found[container.start] = found.get(container.start, 0) + 1
         return found
 
+    async def shrink(self, workers: int) -> None:
+        raise AssertionError(f"there are more than {workers} workers")
+
     async def resting(self) -> int:
         fleet = self._fleet
         now = fleet.bucket.loop.time()

@@ -229,6 +229,8 @@ class Agent:
             self.stop("closed")
         elif self.session.halted is not None:
             self.stop("halted", "the session's max_cost is spent; its work was handed over")
+        elif self.session.workers == 0 and self._healer is not None and self._healer.starts:
+            self.stop("stopped", "no workers are wanted any more; its work was handed over")
         elif await self._deadline.passed(self.session):
             self.stop("expired", "the session's deadline has passed; its work was handed over")
         self._heed_cancellations()

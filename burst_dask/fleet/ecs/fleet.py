@@ -114,6 +114,10 @@ class EcsFleet:
         """Return how many workers run or come up, by the number of their start; others under -1."""
         return await asyncio.to_thread(self._counted)
 
+    async def shrink(self, workers: int) -> None:
+        """Stop what is more than `workers`."""
+        await asyncio.to_thread(self.reduce, workers)
+
     async def resting(self) -> int:
         """Return how many workers have ended within the last `IDLE_REST` seconds since they had nothing to do."""
         past = await asyncio.to_thread(self._past)
