@@ -285,7 +285,7 @@ class Link:
             return 0
         try:
             return self.fleet.ensure(self.workers)
-        except CloudError as error:
+        except (CloudError, ConfigError) as error:
             self.warn(str(error))
             return 0
 
@@ -372,8 +372,8 @@ class Guard:
         start = fleet.replace_lost if isinstance(fleet, Remote) else fleet.ensure
         try:
             return await asyncio.to_thread(start, workers)
-        except CloudError as error:
-            hopeful = isinstance(error, CloudUnavailable | CloudLimit | AccessDenied | CredentialsMissing)
+        except (CloudError, ConfigError) as error:  # the latter where boto3 is not installed
+            hopeful = isinstance(error, CloudUnavailable | CloudLimit | AccessDenied | CredentialsMissing | ConfigError)
             if not hopeful and not (await link.seen()).status.alive:
                 raise
             link.warn(f"workers of session {link.session} are not started now: {error}")

@@ -387,7 +387,7 @@ class Session(Calling):
         fleet = link.fleet or fleet_of(link)
         try:
             fleet.remove()
-        except CloudError as error:  # they see that the session is closed, if nobody may stop them
+        except (CloudError, ConfigError) as error:  # they see that the session is closed, if nobody may stop them
             warnings.warn(f"workers of session {self.id} end by themselves, within a minute: {error}", stacklevel=2)
         sync.run(delete(link, force))
 

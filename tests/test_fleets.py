@@ -169,7 +169,7 @@ def refused(alone, monkeypatch):
     return refused
 
 
-@pytest.mark.parametrize("kind", [CloudUnavailable, CloudLimit, AccessDenied, CredentialsMissing])
+@pytest.mark.parametrize("kind", [CloudUnavailable, CloudLimit, AccessDenied, CredentialsMissing, ConfigError])
 def test_what_may_pass_or_be_done_by_others_is_a_warning(refused, recwarn, kind):
     guard, run = refused(kind("not now"))
     for _ in range(3):

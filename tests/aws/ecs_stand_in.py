@@ -444,11 +444,14 @@ TEMPLATE = {
 
 def stand(moto: str) -> None:
     """Make the stack in moto, with an image."""
+    formation = boto3.client("cloudformation", endpoint_url=moto, region_name=REGION)
+    formation.create_stack(StackName="burst-dask", TemplateBody=json.dumps(TEMPLATE))
+    push_image(moto, "burst-dask")
 
-    def client(service: str) -> Any:
-        return boto3.client(service, endpoint_url=moto, region_name=REGION)
 
-    client("cloudformation").create_stack(StackName="burst-dask", TemplateBody=json.dumps(TEMPLATE))
+def push_image(moto: str, repository: str) -> None:
+    """Have an image in a repository."""
     kind = "application/vnd.docker.distribution.manifest.v2+json"
     manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": {}, "layers": []})
-    client("ecr").put_image(repositoryName="burst-dask", imageManifest=manifest, imageTag="0a1b2c")
+    ecr = boto3.client("ecr", endpoint_url=moto, region_name=REGION)
+    ecr.put_image(repositoryName=repository, imageManifest=manifest, imageTag="0a1b2c")

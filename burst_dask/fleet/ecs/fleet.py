@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -177,8 +176,13 @@ class EcsFleet:
             longest = max(now - task.created for task in late)
             waited = f"for up to {longest / 60:.0f} min"
             found.append(f"{len(late)} workers have been waiting for a machine or for their image {waited}")
-        reasons = Counter(why for task in place.tasks.stopped() if (why := self._why(place, task)))
-        found += [f"{count} stopped: {why}" if count > 1 else f"one stopped: {why}" for why, count in reasons.items()]
+        by_reason: dict[str, list[Task]] = {}
+        for task in place.tasks.stopped():
+            if why := words.why_stopped(task.stopped):
+                by_reason.setdefault(why, []).append(task)
+        for why, tasks in by_reason.items():
+            count = str(len(tasks)) if len(tasks) > 1 else "one"
+            found.append(f"{count} stopped: {self._with_last_words(place, why, tasks[-1])}")
         return found
 
     def process_logs(self, worker: str | None = None) -> list[ProcessLog]:
@@ -186,16 +190,15 @@ class EcsFleet:
         found = self._place.logs.of_session(self._session, self._opened)
         return [log for log in found if worker is None or log.tells_of(worker)]
 
-    def _why(self, place: _Place, task: Task) -> str | None:
-        """Return why a task has stopped, with the last line of its log if it ended by itself."""
-        why = words.why_stopped(task.stopped)
-        if why is None or task.stopped.exit_code in (None, 0) or task.stopped.code != "EssentialContainerExited":
+    def _with_last_words(self, place: _Place, why: str, task: Task) -> str:
+        """Return why tasks have stopped, with the last line that one of them wrote if it failed by itself."""
+        if task.stopped.exit_code in (None, 0) or task.stopped.code != "EssentialContainerExited":
             return why
         lines = place.logs.stream(stream_name(task.arn)).text.strip().splitlines()
         if not lines:
             return why
         if "exec format error" in lines[-1]:  # the only word of it
-            return words.why_stopped(task.stopped._replace(container_reason=lines[-1]))
+            return words.why_stopped(task.stopped._replace(container_reason=lines[-1])) or why
         return f"{why}: {lines[-1]}"
 
     # ------------------------------------------------------------------ how
