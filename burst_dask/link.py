@@ -15,7 +15,6 @@ from burst_dask.config import Settings
 from burst_dask.environment.versions import table
 from burst_dask.errors import (
     AccessDenied,
-    BurstError,
     CloudError,
     CloudLimit,
     CloudUnavailable,
@@ -38,16 +37,12 @@ from burst_dask.protocol.records import (
     Differences,
     Ended,
     Manifest,
-    Open,
-    Scale,
     SessionAction,
-    SessionEntry,
     decode,
-    encode,
 )
-from burst_dask.protocol.session import CLOCKS_AGREE, SessionState, fold
+from burst_dask.protocol.session import CLOCKS_AGREE, SessionState
 from burst_dask.report import WorkersStatus
-from burst_dask.store import Meta, Store, probe
+from burst_dask.store import Meta, Store
 
 #: Seconds between looks at the processes of a fleet on this machine, which cost no request.
 CHECK_FLEET_EVERY = 3.0
@@ -481,52 +476,6 @@ async def notes(link: Link, seen: WorkersSeen) -> tuple[str, ...]:
         if last is not None and last.reason in REFUSALS:
             found.insert(0, _refusal(link, last))
     return tuple(found)
-
-
-# ---------------------------------------------------------------------------- the beginning
-
-
-async def create(link: Link, workers: int | None, code: bytes = b"") -> None:
-    """Write the session down, and the code that it brings, on a store that keeps the protocol's promises.
-
-    What fails on the way leaves nothing behind, as far as the store allows.
-    """
-    await probe(link.store, link.author.entropy)
-    try:
-        await link.append(Open())
-        if workers is not None:
-            await link.append(Scale(workers))
-        if code:
-            await link.store.put(keys.code(link.session, link.manifest.environment.code), code)
-        # Last: sessions are listed by their manifests, so none is listed that is not there whole.
-        there = not await link.store.create(keys.manifest(link.session), encode(link.manifest))
-    except BaseException:
-        with contextlib.suppress(BurstError):
-            left = [meta.key async for meta in listed(link.store, keys.session_prefix(link.session))]
-            await link.store.delete([*left, keys.manifest(link.session)])
-        raise
-    if there:
-        raise ConfigError(f"there is a session {link.session} already; try again")
-
-
-async def attach(store: Store, session: SessionId, author: log.Author) -> Link | None:
-    """Return the link to a session that is there, or None."""
-    key = keys.manifest(session)
-    data = await store.get(key)
-    if data is None:
-        return None
-    manifest = decode(Manifest, key, data)
-    return Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
-
-
-async def _read_state(store: Store, session: SessionId) -> SessionState:
-    """Return the state of a session, reading its log in parallel."""
-    names = [meta.key async for meta in listed(store, keys.session_log(session))]
-    bodies = await in_parallel(store.get, names)
-    entries = [decode(SessionEntry, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
-    if not entries:  # somebody's cleanup was interrupted: it can only be repeated
-        return SessionState(closed=True)
-    return fold(entries)
 
 
 async def listed(store: Store, prefix: str) -> AsyncIterator[Meta]:

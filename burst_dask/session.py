@@ -16,8 +16,7 @@ from dask.base import collections_to_expr, unpack_collections
 from dask.core import flatten
 from dask.utils import shorten_traceback
 
-from burst_dask import link as links
-from burst_dask import sync, tasklogs
+from burst_dask import opening, sync, tasklogs
 from burst_dask.arguments import check_count, check_name, check_seconds, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
@@ -140,7 +139,7 @@ class Session(Calling):
         self._link = Link(place, manifest, chosen.settings, author, SessionState())
         self._progress = progress
         self._entered: list[dask.config.set] = []
-        sync.run(links.create(self._link, chosen.workers, packed.archive))
+        sync.run(opening.create(self._link, chosen.workers, packed.archive))
         if chosen.workers is not None:
             self._start(chosen.workers)
 

@@ -1,0 +1,59 @@
+"""The beginning of a session, and the way back to one that is there."""
+
+from __future__ import annotations
+
+import contextlib
+
+from burst_dask.config import Settings
+from burst_dask.errors import BurstError, ConfigError
+from burst_dask.journal import log
+from burst_dask.journal.view import in_parallel
+from burst_dask.link import Link, listed
+from burst_dask.protocol import keys
+from burst_dask.protocol.keys import SessionId
+from burst_dask.protocol.records import Manifest, Open, Scale, SessionEntry, decode, encode
+from burst_dask.protocol.session import SessionState, fold
+from burst_dask.store import Store, probe
+
+
+async def create(link: Link, workers: int | None, code: bytes = b"") -> None:
+    """Write the session down, and the code that it brings, on a store that keeps the protocol's promises.
+
+    What fails on the way leaves nothing behind, as far as the store allows.
+    """
+    await probe(link.store, link.author.entropy)
+    try:
+        await link.append(Open())
+        if workers is not None:
+            await link.append(Scale(workers))
+        if code:
+            await link.store.put(keys.code(link.session, link.manifest.environment.code), code)
+        # Last: sessions are listed by their manifests, so none is listed that is not there whole.
+        there = not await link.store.create(keys.manifest(link.session), encode(link.manifest))
+    except BaseException:
+        with contextlib.suppress(BurstError):
+            left = [meta.key async for meta in listed(link.store, keys.session_prefix(link.session))]
+            await link.store.delete([*left, keys.manifest(link.session)])
+        raise
+    if there:
+        raise ConfigError(f"there is a session {link.session} already; try again")
+
+
+async def attach(store: Store, session: SessionId, author: log.Author) -> Link | None:
+    """Return the link to a session that is there, or None."""
+    key = keys.manifest(session)
+    data = await store.get(key)
+    if data is None:
+        return None
+    manifest = decode(Manifest, key, data)
+    return Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
+
+
+async def _read_state(store: Store, session: SessionId) -> SessionState:
+    """Return the state of a session, reading its log in parallel."""
+    names = [meta.key async for meta in listed(store, keys.session_log(session))]
+    bodies = await in_parallel(store.get, names)
+    entries = [decode(SessionEntry, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
+    if not entries:  # somebody's cleanup was interrupted: it can only be repeated
+        return SessionState(closed=True)
+    return fold(entries)
