@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("contract")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--aws", action="store_true", help="use the AWS account of the environment, which costs money")
+    parser.addoption("--aws-limit", type=float, default=1.0, help="what that may cost at most, in USD")
+
+
 @pytest.fixture(scope="session")
 def aws_credentials() -> Iterator[None]:
     """Credentials that the test servers take, and nothing of the developer's own AWS configuration."""
