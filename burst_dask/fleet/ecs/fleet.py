@@ -83,6 +83,8 @@ class EcsFleet:
         self._unlisted: dict[str, float] = {}
         self._looked: tuple[int, float] | None = None
         self._spot_rests_until = float("-inf")
+        #: notes, and until when they are good enough
+        self._noted: tuple[list[str], float] = ([], float("-inf"))
 
     # ------------------------------------------------------------------ Fleet
 
@@ -165,9 +167,20 @@ class EcsFleet:
     # ------------------------------------------------------------------ what else is known
 
     def notes(self) -> list[str]:
-        """Return what a person should know of workers: why some have stopped, and that some do not come up."""
+        """Return what a person should know of workers: why some have stopped, and that some do not come up.
+
+        It asks at most every `LOOK_EVERY` seconds: who watches asks more often.
+        """
         with self._lock:
+            noted, until = self._noted
+            if self._clock.monotonic() < until:
+                return noted
             place, alive = self._place, self._alive()
+            found = self._find_notes(place, alive)
+            self._noted = found, self._clock.monotonic() + LOOK_EVERY
+            return found
+
+    def _find_notes(self, place: _Place, alive: list[str]) -> list[str]:
         found = []
         now = self._clock.wall()
         late = [task for task in place.tasks.described(alive) if task.status in ("PROVISIONING", "PENDING")]
@@ -213,6 +226,9 @@ class EcsFleet:
                 self._there = _Place(Tasks(clients, stack, self._session), launcher, Logs(clients, stack))
             return self._there
 
+    def _forget_notes(self) -> None:
+        self._noted = [], float("-inf")
+
     def _is_due(self, workers: int) -> bool:
         """Tell whether it is time to look again whether there are so many."""
         looked = self._looked
@@ -235,6 +251,7 @@ class EcsFleet:
         """Start workers; return how many. The lock must be held."""
         if not count:
             return 0
+        self._forget_notes()
         place, now = self._place, self._clock.monotonic()
         known = [*alive, *place.tasks.past()]
         launch = place.launcher.launch(count, known, avoid_spot=now < self._spot_rests_until)
@@ -276,10 +293,11 @@ class EcsFleet:
         """Stop tasks, and wait until their containers do not run any more. The lock must be held."""
         left = list(arns)
         self._looked = None
+        self._forget_notes()
         if not left:
             return
         tasks = self._place.tasks
-        tasks.stop(left, reason)
+        untold = tasks.stop(left, reason)
         for arn in left:
             self._unlisted.pop(arn, None)
         until = self._clock.monotonic() + max(grace, STOP_TIMEOUT) + _STOP_MORE
@@ -289,4 +307,5 @@ class EcsFleet:
                     f"{len(left)} tasks of session {self._session} were told to stop and still run, such as {left[0]}; "
                     "stop them in the console of ECS if they stay"
                 )
-            self._clock.pause(_STOP_POLL)
+            self._clock.pause(self._entropy.uniform(0.5, 1.0) * _STOP_POLL)
+            untold = tasks.stop(untold, reason) if untold else []
