@@ -176,7 +176,8 @@ async def of_task(view: RunView, key: Any) -> TaskLog:
         notes.append("it has no outcome yet; what it prints is kept with each try that ends")
     if _lost_workers(view, owner.id, position):
         notes.append(
-            "workers died while this task was theirs to run: what it printed there is at most in their own logs"
+            "workers died while this task was theirs to run: what it printed there is at most in their own logs: "
+            "session.worker_logs()"
         )
     return replace(log, note="; ".join(notes))
 

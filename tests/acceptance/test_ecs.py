@@ -166,6 +166,7 @@ def test_credentials_that_expire_while_workers_work(sessions, ecs, marks):
         assert run.result(timeout=60) == expected
 
 
+@pytest.mark.filterwarnings("ignore:.*are not started now.*expired")  # until it is known that the last one is dead
 def test_credentials_that_expire_when_no_worker_is_left(sessions, ecs, marks):
     burst = sessions(workers=1)
     values, expected = chains(marks, 3, 2, gate="gate")
