@@ -396,9 +396,10 @@ class Guard:
         self._restarts += 1
         if self._restarts > RESTARTS:
             why = f" The last one: {last.message}" if last is not None and last.message else ""
+            said = await asyncio.to_thread(fleet.describe)  # which may ask a cloud
             raise FleetError(
                 f"the workers of session {self._link.session} keep ending before they finish a task.{why} "
-                f"What is done is kept, and others may go on: {self._link.worker_line()} ({fleet.describe()})"
+                f"What is done is kept, and others may go on: {self._link.worker_line()} ({said})"
             )
 
     async def _check_refusals(self) -> None:
