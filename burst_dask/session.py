@@ -16,9 +16,10 @@ from dask.utils import shorten_traceback
 
 from burst_dask import link as links
 from burst_dask import sync, tasklogs
-from burst_dask.arguments import check_count, check_name, check_seconds, check_workers, size, split
+from burst_dask.arguments import check_count, check_name, check_resume, check_seconds, check_workers, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
+from burst_dask.config import Settings
 from burst_dask.ending import close, delete, extend, incomplete
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
@@ -33,11 +34,14 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import Cancel, Manifest, Scale
 from burst_dask.protocol.session import SessionState
+from burst_dask.reopening import Found, keep_workers, reopen, tell_differences
 from burst_dask.report import SessionStatus
+from burst_dask.resuming import Earlier
 from burst_dask.run import Run
+from burst_dask.shapes import Repack
 from burst_dask.statuses import session_status
 from burst_dask.store import Hedging, Store, open_store, requests_of
-from burst_dask.submission import Asked, Repack, submit
+from burst_dask.submission import Asked, submit
 from burst_dask.tasklogs import TaskLog
 
 
@@ -63,6 +67,8 @@ class Session(Calling):
         given by name as well.
     name
         Shown to people; any text. `attach` takes it in the place of the id while no other session has it.
+    resume
+        Go on with the newest session of that `name`, if there is one; see Notes.
     code
         Local packages and modules that tasks import, such as ``["src/mypkg", "helpers.py"]``: workers get
         them as they are now.
@@ -84,7 +90,20 @@ class Session(Calling):
 
     Notes
     -----
-    Callbacks (`dask.callbacks`, `dask.diagnostics.ProgressBar`) are not called, as with
+    **Resuming.** With ``resume=True`` the same script may run again and again, whatever became of it before: what it
+    submits is computed only as far as an earlier run of the session has no result of it. A run that computes the
+    same goes on. In a changed graph the results of tasks with the same keys are used, if they were stored: what was
+    asked for, what went from one worker to another, and what took long. Failed tasks are tried again.
+
+    Keys that hold a token of Dask's are trusted, and those that you have chosen (``dask_key_name=``, ``key=``) as long
+    as function, arguments and all that the task depends on are the same. Keys that are others in each process, as
+    those of ``dask.delayed`` without ``pure=True`` are, are named in a `ResumeWarning`.
+
+    The session keeps its settings and its number of workers. If it has expired it is extended; if it is closed or past
+    its `absolute_timeout`, a new one is opened that uses its results as long as they are there. If Python, Dask, `code`
+    or `packages` have changed, a new session is opened that uses nothing.
+
+    **Callbacks** (`dask.callbacks`, `dask.diagnostics.ProgressBar`) are not called, as with
     distributed: they are about tasks that run in the client.
 
     Examples
@@ -97,7 +116,7 @@ class Session(Calling):
     >>> burst.cleanup(force=True)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all by name, and each of its own
         self,
         store: str | os.PathLike[str] | Store | None = None,
         *,
@@ -107,6 +126,7 @@ class Session(Calling):
         fleet: str | None = "local",
         endpoint_url: str | None = None,
         name: str | None = None,
+        resume: bool = False,
         code: Sequence[str | os.PathLike[str]] = (),
         packages: Sequence[str] = (),
         progress: bool | None = None,
@@ -115,9 +135,20 @@ class Session(Calling):
         options, checked = split(settings | size(cpu, memory, settings), endpoint_url)
         wanted = check_workers(workers, fleet)
         check_name(name)
+        check_resume(resume, name)
         packed = pack(code, packages)
         place = opened(store, options)
         clock, entropy = SystemClock(), Entropy()
+        author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
+        self._progress = progress
+        self._entered: list[dask.config.set] = []
+        found = Found(None, None)
+        if resume and name is not None:
+            found = sync.run(reopen(place, name, author, packed.environment))
+        if found.link is not None:
+            self._link = found.link
+            self._go_on(wanted, settings | size(cpu, memory, settings), checked, found.before)
+            return
         manifest = Manifest(
             session=SessionId(entropy.token(8)),
             name=name,
@@ -127,11 +158,10 @@ class Session(Calling):
             settings=checked.to_dict(),
             environment=packed.environment,
         )
-        author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
         self._link = Link(place, manifest, checked, author, SessionState())
-        self._progress = progress
-        self._entered: list[dask.config.set] = []
         sync.run(links.create(self._link, wanted, packed.archive))
+        if resume:
+            self._link.earlier = Earlier(self._link, found.before)
         if wanted is not None:
             self._start(wanted)
 
@@ -141,6 +171,19 @@ class Session(Calling):
         session = cls.__new__(cls)
         session._link, session._progress, session._entered = link, progress, []
         return session
+
+    def _go_on(self, wanted: int | None, given: Mapping[str, Any], checked: Settings, before: Link | None) -> None:
+        """Take up a session that was there; what it has stays when its workers cannot be started."""
+        link = self._link
+        link.earlier = Earlier(link, before)
+        tell_differences(link, wanted, [name for name in given if name in checked.to_dict()], checked.to_dict())
+        sync.run(keep_workers(link, wanted))
+        if wanted is None or not link.workers:
+            return
+        # Those that work elsewhere need none here; those that are dead here are started again.
+        if link.manifest.host == platform.node() or not sync.run(link.seen()).status.alive:
+            link.fleet = _fleet_here(link)
+            link.fleet.ensure(link.workers)
 
     def _start(self, workers: int) -> None:
         """Start the first workers; leave nothing in the store if there cannot be any."""
@@ -265,8 +308,8 @@ class Session(Calling):
 
     def _submit(self, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Run:
         self.flush()  # futures may be part of the graph
-        plan = submit(self._link, graph, names, asked, repack)
-        return Run(self._link, plan, attached=False, progress=self._progress)
+        run, outputs = submitted = submit(self._link, graph, names, asked, repack)
+        return Run(self._link, run, attached=not submitted.is_new, progress=self._progress, outputs=outputs)
 
     # ------------------------------------------------------------------ the default scheduler
 
