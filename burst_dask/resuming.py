@@ -80,6 +80,12 @@ class Prior:
     def run(self) -> RunId:
         return self.view.run
 
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether tasks have failed while others have not run."""
+        totals = self.view.totals()
+        return bool(totals.failed and totals.pending)
+
     async def refresh(self, link: Link) -> None:
         """Take in what became of the run, and which of its segments are there: intermediate ones may be deleted."""
         await self.view.survey()
@@ -134,6 +140,23 @@ class Reuse:
             if all(number is not None and prior.will_have(number) for number in found):
                 return prior, [number for number in found if number is not None]
         return None
+
+    def replaced(self, wanted: Collection[Any]) -> list[RunId]:
+        """Return the runs that nobody needs any more: something failed in them, and all that they are for is wanted.
+
+        What a failed task has kept from running there is tried again; what has not run yet would run twice.
+        """
+        asked: dict[RunId, set[int]] = {}
+        priors: dict[RunId, Prior] = {}
+        for key in wanted:
+            for prior, number in self.same.get(key, ()):
+                priors[prior.run] = prior
+                asked.setdefault(prior.run, set()).add(number)
+        return [
+            run
+            for run, prior in priors.items()
+            if run in self.link.state.live_runs and prior.outputs <= asked[run] and prior.is_spoilt
+        ]
 
     def stored(self, key: Any) -> Stored | None:
         """Return what stands for the result of a task, if an earlier run has it or will have it."""

@@ -21,7 +21,7 @@ from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import AddRun, Names, Plan, encode
+from burst_dask.protocol.records import AddRun, Cancel, Names, Plan, encode
 from burst_dask.shapes import Repack, dump
 
 #: Plans of before name it by this module.
@@ -71,6 +71,7 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
     outside = Outside(link.session, link.futures)
     dsk, annotations = materialize(graph, names, outside)
     recorded: Mapping[Any, bytes] = {}
+    replaced: list[RunId] = []
     if link.earlier is not None:
         wanted = list(flatten([names]))
         reuse = sync.run(link.earlier.look(dsk))
@@ -79,7 +80,7 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
             prior, found = whole
             _ensure_workers(link)
             return Submitted(prior.view, _shape_of(names, dict(zip(wanted, found, strict=True)), repack))
-        recorded = reuse.recorded()
+        recorded, replaced = reuse.recorded(), reuse.replaced(wanted)
         dsk, outside = without(dsk, wanted, outside, reuse.stored)
         annotations = {name: {k: v for k, v in its.items() if k in dsk} for name, its in annotations.items()}
         link.earlier.warn(reuse, dsk, stacklevel=5)
@@ -92,6 +93,8 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
         return plan if repack is None else msgspec.structs.replace(plan, outputs=dump(plan.outputs, repack))
 
     plan = sync.run(store_run(link, sharded.run, sharded.packs(), finish))
+    for run in replaced:
+        sync.run(link.append(Cancel(run)))
     _ensure_workers(link)
     return Submitted(plan, plan.outputs)
 
