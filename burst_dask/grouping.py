@@ -268,7 +268,7 @@ class Futures:
         left: dict[Any, _Call] = {}
         found: dict[RunId, tuple[RunView, dict[int, Future]]] = {}
         for key, call in calls.items():
-            place = reuse.place(key)
+            place = reuse.place(key, lasting=True)
             if place is None:
                 left[key] = call
             elif place[0].own:

@@ -82,14 +82,13 @@ class Prior:
 
     @property
     def is_spoilt(self) -> bool:
-        """Whether tasks have failed while others have not run."""
-        totals = self.view.totals()
-        return bool(totals.failed and totals.pending)
+        """Whether tasks have failed."""
+        return self.view.totals().failed > 0
 
     async def refresh(self, link: Link) -> None:
         """Take in what became of the run, and which of its segments are there: intermediate ones may be deleted."""
         await self.view.survey()
-        if any(not name.startswith("@") for shard in self.view.shards.values() for name in shard.index.objects):
+        if any(name and name[0] != "@" for shard in self.view.shards.values() for name in shard.index.objects):
             prefix = keys.run_prefix(self.run) + "segments/"
             self.segments = {meta.key async for meta in listed(link.store, prefix)}
         totals = self.view.totals()
@@ -141,31 +140,47 @@ class Reuse:
                 return prior, [number for number in found if number is not None]
         return None
 
-    def replaced(self, wanted: Collection[Any]) -> list[RunId]:
-        """Return the runs that nobody needs any more: something failed in them, and all that they are for is wanted.
+    def replaced(self, wanted: Collection[Any], used: Iterable[tuple[RunId, int]]) -> list[RunId]:
+        """Return the unfinished runs that a new one takes the place of, so that they are to be cancelled.
 
-        What a failed task has kept from running there is tried again; what has not run yet would run twice.
+        Something has failed in such a run, and all that it is for is wanted anew; or the new run needs intermediate
+        results of it, which may be deleted when all that needs them there is done. Else tasks would run twice.
+
+        Parameters
+        ----------
+        wanted
+            Keys of what the new run is for.
+        used
+            The results that it uses.
         """
         asked: dict[RunId, set[int]] = {}
-        priors: dict[RunId, Prior] = {}
+        priors = {prior.run: prior for places in self.same.values() for prior, _ in places if self._is_under_way(prior)}
         for key in wanted:
             for prior, number in self.same.get(key, ()):
-                priors[prior.run] = prior
                 asked.setdefault(prior.run, set()).add(number)
-        return [
-            run
-            for run, prior in priors.items()
-            if run in self.link.state.live_runs and prior.outputs <= asked[run] and prior.is_spoilt
-        ]
+        spoilt = [run for run, prior in priors.items() if prior.is_spoilt and prior.outputs <= asked.get(run, set())]
+        taken = [run for run, number in used if run in priors and number not in priors[run].outputs]
+        return list(dict.fromkeys([*spoilt, *taken]))
+
+    def _is_under_way(self, prior: Prior) -> bool:
+        return bool(prior.run in self.link.state.live_runs and prior.view.totals().pending)
 
     def stored(self, key: Any) -> Stored | None:
         """Return what stands for the result of a task, if an earlier run has it or will have it."""
         place = self.place(key)
         return None if place is None else Stored(key, place[0].run, place[1], self.link.store.url)
 
-    def place(self, key: Any) -> tuple[Prior, int] | None:
-        """Return where the result of a task is, or will be."""
-        same = self.same.get(key, ())
+    def place(self, key: Any, *, lasting: bool = False) -> tuple[Prior, int] | None:
+        """Return where the result of a task is, or will be.
+
+        Parameters
+        ----------
+        lasting
+            Leave out intermediate results of a run that is under way, which may be deleted any time.
+        """
+        same = self.same.get(key, [])
+        if lasting:
+            same = [(its, n) for its, n in same if n in its.outputs or not self._is_under_way(its)]
         found = next((place for place in same if place[0].has(place[1])), None)
         return found or next((place for place in same if place[0].will_have(place[1])), None)
 

@@ -80,8 +80,8 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
             prior, found = whole
             _ensure_workers(link)
             return Submitted(prior.view, _shape_of(names, dict(zip(wanted, found, strict=True)), repack))
-        recorded, replaced = reuse.recorded(), reuse.replaced(wanted)
         dsk, outside = without(dsk, wanted, outside, reuse.stored)
+        recorded, replaced = reuse.recorded(), reuse.replaced(wanted, outside.found.values())
         annotations = {name: {k: v for k, v in its.items() if k in dsk} for name, its in annotations.items()}
         link.earlier.warn(reuse, dsk, stacklevel=5)
     asked.annotate(dsk, annotations)

@@ -192,6 +192,22 @@ def test_a_run_in_which_something_failed_is_replaced(again, tmp_path):
     assert session._link.state.cancelled == {first.id}
 
 
+def test_an_unfinished_run_whose_intermediate_results_are_used_is_replaced(again, tmp_path):
+    gate = Gate(tmp_path / "gate")
+    # Those of earlier shards are stored, because a task of a later one needs them.
+    parts = {f"n-{n}": (note, n) for n in range(40)}
+    first = again()._submit({**parts, "slow": (gate.wait, list(parts))}, "slow", Asked())
+    while first.status().completed < 40:
+        pass
+    ran()
+    session = again()
+    second = session._submit({**parts, "all": (sorted, list(parts))}, "all", Asked())
+    used = second._view.plan.externals
+    assert {run for run, _ in used} == {first.id} == set(session._link.state.cancelled)
+    assert second.result() == list(range(40)) and len(ran()) == 40 - len(used)
+    gate.open()
+
+
 def test_results_that_were_deleted_are_computed_again(again):
     session = again(inline_result=1, inline_entry=1)
     run = session.compute(*(dask.delayed(note)(n, dask_key_name=f"n-{n}") for n in range(3)))

@@ -98,11 +98,12 @@ def kill(process):
     process.communicate(timeout=60)
 
 
-def run_to_the_gate(script, committed):
-    """Start the script, and return it when so many tasks are committed and another one waits."""
+def run_to_the_gate(script):
+    """Start the script, and return it when something is committed and another task waits."""
     process = script.start()
     script.marks.wait("load-3")
-    while len(script.session().collect()) < committed:
+    session = script.session()
+    while not session.collect():
         assert process.poll() is None, process.communicate()
     return process
 
@@ -111,7 +112,7 @@ def run_to_the_gate(script, committed):
 
 
 def test_client_and_workers_die(script):
-    process = run_to_the_gate(script, committed=3)
+    process = run_to_the_gate(script)
     done = set(script.session().collect())
     kill(process)
     kill_all(script.session())
@@ -124,7 +125,7 @@ def test_client_and_workers_die(script):
 
 
 def test_the_client_dies_and_the_work_goes_on_meanwhile(script):
-    kill(run_to_the_gate(script, committed=1))
+    kill(run_to_the_gate(script))
     script.marks.open("gate")
     assert script.run()[0] == "(100, [0, 1, 2, 3, 4])"
     assert script.counts("load", range(5)) == [1, 1, 1, 1, 1] and script.marks.count("fit") == 1
