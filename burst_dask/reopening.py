@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from burst_dask import link as links
+from burst_dask import sync
+from burst_dask.config import Settings
 from burst_dask.ending import extend
 from burst_dask.environment.versions import own_versions
 from burst_dask.finding import There, sessions_in
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
 from burst_dask.protocol.records import Environment, Manifest, Scale
-from burst_dask.resuming import ResumeWarning
+from burst_dask.resuming import Earlier, ResumeWarning
 from burst_dask.store import Store
 
 
@@ -93,24 +96,33 @@ async def _goes_on(link: Link) -> bool:
     return await link.condition() == "open"
 
 
-async def keep_workers(link: Link, workers: int | None) -> None:
-    """See to it that the session says how many workers there should be, if the script starts some at all."""
-    if workers is not None and not link.workers:  # it never said, or was stopped by scale(0)
-        await link.append(Scale(workers))
-
-
-def tell_differences(link: Link, workers: int | None, given: Iterable[str], checked: Mapping[str, Any]) -> None:
-    """Warn of what the script says and the session, which was opened before, has otherwise.
+def go_on(link: Link, before: Link | None, workers: int | None, given: Iterable[str], settings: Settings) -> bool:
+    """Take up a session that was there, as it was; tell whether workers are to be started here.
 
     Parameters
     ----------
-    workers, given
-        What the script says: how many workers, and names of settings.
-    checked
-        Its settings.
+    workers
+        How many the script has; None when it starts none.
+    given
+        Names of what the script says, settings among them.
+    settings
+        What it says.
     """
-    kept = link.settings.to_dict()
-    differing = [f"{name}={kept[name]!r}, not {checked[name]!r}" for name in given if kept[name] != checked[name]]
+    link.earlier = Earlier(link, before)
+    _tell_differences(link, workers, given, settings)
+    if workers is None:
+        return False
+    if not link.workers:  # it never said, or was stopped by scale(0)
+        sync.run(link.append(Scale(workers)))
+    # Those that work elsewhere need no others here; those that are dead here are started again.
+    return link.manifest.host == platform.node() or not sync.run(link.seen()).status.alive
+
+
+def _tell_differences(link: Link, workers: int | None, given: Iterable[str], settings: Settings) -> None:
+    """Warn of what the script says and the session has otherwise."""
+    kept, said = link.settings.to_dict(), settings.to_dict()
+    names = [name for name in given if name in kept and kept[name] != said[name]]
+    differing = [f"{name}={kept[name]!r}, not {said[name]!r}" for name in names]
     if workers is not None and link.workers and workers != link.workers:
         differing.append(f"workers={link.workers}, not {workers}: scale() changes that")
     if differing:

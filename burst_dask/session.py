@@ -19,7 +19,6 @@ from burst_dask import sync, tasklogs
 from burst_dask.arguments import check_count, check_name, check_resume, check_seconds, check_workers, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
-from burst_dask.config import Settings
 from burst_dask.ending import close, delete, extend, incomplete
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
@@ -34,7 +33,7 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import Cancel, Manifest, Scale
 from burst_dask.protocol.session import SessionState
-from burst_dask.reopening import Found, keep_workers, reopen, tell_differences
+from burst_dask.reopening import Found, go_on, reopen
 from burst_dask.report import SessionStatus
 from burst_dask.resuming import Earlier
 from burst_dask.run import Run
@@ -113,7 +112,11 @@ class Session(Calling):
     >>> with burst:
     ...     dask.bag.from_sequence(range(10), npartitions=2).sum().compute()
     45
-    >>> burst.cleanup(force=True)
+    >>> again = Session("memory://session-doctest", name="nightly", resume=True, workers=1)
+    >>> again.id == Session(again.store, name="nightly", resume=True, workers=1).id
+    True
+    >>> burst.cleanup(force=True), again.cleanup(force=True)
+    (None, None)
     """
 
     def __init__(  # noqa: PLR0913 - all by name, and each of its own
@@ -146,8 +149,10 @@ class Session(Calling):
         if resume and name is not None:
             found = sync.run(reopen(place, name, author, packed.environment))
         if found.link is not None:
-            self._link = found.link
-            self._go_on(wanted, settings | size(cpu, memory, settings), checked, found.before)
+            link = self._link = found.link
+            if go_on(link, found.before, wanted, settings | size(cpu, memory, settings), checked) and link.workers:
+                link.fleet = _fleet_here(link)
+                link.fleet.ensure(link.workers)  # what the session has stays when there cannot be any
             return
         manifest = Manifest(
             session=SessionId(entropy.token(8)),
@@ -171,19 +176,6 @@ class Session(Calling):
         session = cls.__new__(cls)
         session._link, session._progress, session._entered = link, progress, []
         return session
-
-    def _go_on(self, wanted: int | None, given: Mapping[str, Any], checked: Settings, before: Link | None) -> None:
-        """Take up a session that was there; what it has stays when its workers cannot be started."""
-        link = self._link
-        link.earlier = Earlier(link, before)
-        tell_differences(link, wanted, [name for name in given if name in checked.to_dict()], checked.to_dict())
-        sync.run(keep_workers(link, wanted))
-        if wanted is None or not link.workers:
-            return
-        # Those that work elsewhere need none here; those that are dead here are started again.
-        if link.manifest.host == platform.node() or not sync.run(link.seen()).status.alive:
-            link.fleet = _fleet_here(link)
-            link.fleet.ensure(link.workers)
 
     def _start(self, workers: int) -> None:
         """Start the first workers; leave nothing in the store if there cannot be any."""

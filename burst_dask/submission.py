@@ -70,33 +70,35 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
     check_open(link)
     outside = Outside(link.session, link.futures)
     dsk, annotations = materialize(graph, names, outside)
-    recorded: Mapping[Any, bytes] = {}
     replaced: list[RunId] = []
+    recorded: Mapping[Any, bytes] = {}
     if link.earlier is not None:
         wanted = list(flatten([names]))
         reuse = sync.run(link.earlier.look(dsk))
-        whole = reuse.whole(wanted)
-        if whole is not None:
+        if (whole := reuse.whole(wanted)) is not None:
             prior, found = whole
             _ensure_workers(link)
             return Submitted(prior.view, _shape_of(names, dict(zip(wanted, found, strict=True)), repack))
         dsk, outside = without(dsk, wanted, outside, reuse.stored)
+        annotations = {name: {key: its[key] for key in its if key in dsk} for name, its in annotations.items()}
         recorded, replaced = reuse.recorded(), reuse.replaced(wanted, outside.found.values())
-        annotations = {name: {k: v for k, v in its.items() if k in dsk} for name, its in annotations.items()}
         link.earlier.warn(reuse, dsk, stacklevel=5)
     asked.annotate(dsk, annotations)
     sharded = shard(link, dsk, names, annotations, outside)
     sharded.prints = recorded
-
-    def finish() -> Plan:
-        plan = sharded.plan(created=link.clock.wall(), priority=asked.priority)
-        return plan if repack is None else msgspec.structs.replace(plan, outputs=dump(plan.outputs, repack))
-
-    plan = sync.run(store_run(link, sharded.run, sharded.packs(), finish))
+    plan = _store(link, sharded, asked.priority, repack)
     for run in replaced:
         sync.run(link.append(Cancel(run)))
     _ensure_workers(link)
     return Submitted(plan, plan.outputs)
+
+
+def _store(link: Link, sharded: ShardedGraph, priority: int, repack: Repack | None) -> Plan:
+    def finish() -> Plan:
+        plan = sharded.plan(created=link.clock.wall(), priority=priority)
+        return plan if repack is None else msgspec.structs.replace(plan, outputs=dump(plan.outputs, repack))
+
+    return sync.run(store_run(link, sharded.run, sharded.packs(), finish))
 
 
 def _ensure_workers(link: Link) -> None:

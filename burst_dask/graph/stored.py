@@ -92,9 +92,6 @@ async def _read(node: Stored) -> Any:
     view = _views.get((node.store, node.run)) or await RunView.open(open_store(node.store), node.run)
     if view is None:
         raise UnknownId(f"{node!r} lies in {node.store}, which holds no such run any more: it was cleaned up")
-    _views[node.store, node.run] = view
-    while len(_views) > _KEPT:
-        del _views[next(iter(_views))]
     outcome = view.outcome(node.number)
     if outcome is None or outcome.location is None:
         await view.survey()
@@ -104,6 +101,9 @@ async def _read(node: Stored) -> Any:
             f"{node!r} has no outcome yet. Only the workers of its session wait for it: "
             "compute with that session, or wait for the run before"
         )
+    _views[node.store, node.run] = view
+    while len(_views) > _KEPT:
+        del _views[next(iter(_views))]
     if not outcome.done:
         load_failure(await across.error(view, node.number)).reraise()
     return loads((await view.fetch([node.number]))[node.number])
