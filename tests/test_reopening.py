@@ -33,7 +33,8 @@ def test_without_a_name_nothing_can_be_resumed(tmp_path):
 
 def test_the_newest_of_a_name_goes_on(again, tmp_path):
     store = f"memory://{tmp_path.name}"
-    others = [Session(store, name=name, workers=1) for name in ("nightly", "weekly", "nightly", "weekly")]
+    names = ("nightly", "weekly", "nightly", "weekly")
+    others = [Session(store, name=name, workers=2, wait_poll_min=0.005) for name in names]
     assert again().id == others[2].id
     for other in others:
         other.cleanup(force=True)
