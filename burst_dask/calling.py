@@ -21,7 +21,8 @@ from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
 from burst_dask.protocol.keys import RunId
 from burst_dask.run import Run, check_timeout
-from burst_dask.submission import Asked, numbers, submit
+from burst_dask.shapes import numbers
+from burst_dask.submission import Asked, submit
 
 
 class Calling:
@@ -244,10 +245,10 @@ class Calling:
             expression = collections_to_expr(given, optimize_graph).optimize()
             keys = [list(flatten([names])) for names in expression.__dask_keys__()]
         names = [key for some in keys for key in some]
-        plan = submit(self._link, expression, names, asked)
-        url = self._link.store.url
+        submitted = submit(self._link, expression, names, asked)
+        run, url = submitted.run.run, self._link.store.url
         stored = {
-            key: Stored(key, plan.run, number, url) for key, number in zip(names, numbers(plan.outputs), strict=True)
+            key: Stored(key, run, number, url) for key, number in zip(names, numbers(submitted.outputs), strict=True)
         }
         kept = []
         for collection, some in zip(given, keys, strict=True):

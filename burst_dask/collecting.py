@@ -29,7 +29,7 @@ from burst_dask.protocol.frames import Buffer, compress, decompress
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Names, decode
 from burst_dask.serialize import Failure, load_failure, loads
-from burst_dask.submission import numbers
+from burst_dask.shapes import numbers
 
 #: Bytes of results that are fetched together and decoded before the next are.
 COLLECT_BYTES = 64 << 20
@@ -105,6 +105,11 @@ class Asked(NamedTuple):
     keys: dict[int, Any]
     #: the other way round
     numbers: dict[Any, int]
+
+    def only(self, tasks: Iterable[int]) -> Asked:
+        """Return what of it is asked for now, in that order."""
+        names = {task: self.keys[task] for task in tasks}
+        return Asked(names, {name: number for number, name in names.items()})
 
 
 async def asked(view: RunView) -> Asked:

@@ -10,7 +10,7 @@ from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Close, Extend
 from burst_dask.protocol.shard import object_key_name
-from burst_dask.submission import numbers
+from burst_dask.shapes import numbers
 
 #: Seconds between looks at workers that have been told to end.
 ENDING_POLL = 0.5

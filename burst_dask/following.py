@@ -24,8 +24,10 @@ OLDEST = 4
 class _Followed:
     """A run with pending futures."""
 
-    def __init__(self, link: Link, view: RunView, futures: dict[int, Future]) -> None:
+    def __init__(self, link: Link, view: RunView, futures: dict[int, Future], own: bool) -> None:
         self.view = view
+        #: whether all that the run computes are futures of this process
+        self.own = own
         #: global number -> future, of those without an outcome
         self.futures = futures
         self.since = link.clock.monotonic()
@@ -58,10 +60,17 @@ class Follower:
         self._added = asyncio.Event()
         self._turn = 0
 
-    def follow(self, view: RunView, futures: Mapping[int, Future]) -> None:
-        """Follow a run until each of these has ended; futures by global number. Called on the loop."""
+    def follow(self, view: RunView, futures: Mapping[int, Future], own: bool = True) -> None:
+        """Follow a run until each of these has ended; futures by global number. Called on the loop.
+
+        Parameters
+        ----------
+        own
+            Whether the run was submitted for these futures alone: it is cancelled when all of them are.
+        """
         with self._lock:
-            self._runs[view.run] = _Followed(self._link, view, dict(futures))
+            known = self._runs[view.run].futures if view.run in self._runs else {}
+            self._runs[view.run] = _Followed(self._link, view, {**known, **futures}, own)
             start, self._under_way = not self._under_way, True
         self._added.set()
         if start:
@@ -74,6 +83,8 @@ class Follower:
             if followed is None or followed.futures.pop(number, None) is None or followed.futures:
                 return
             del self._runs[run]
+            if not followed.own:
+                return
         under_way = sync.start(self._link.append(Cancel(run)))
         self._cancelling.add(under_way)
         under_way.add_done_callback(self._cancelling.discard)

@@ -8,7 +8,7 @@ import functools
 import warnings
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
@@ -43,6 +43,9 @@ from burst_dask.protocol.records import (
 from burst_dask.protocol.session import CLOCKS_AGREE, SessionState
 from burst_dask.report import WorkersStatus
 from burst_dask.store import Meta, Store
+
+if TYPE_CHECKING:
+    from burst_dask.resuming import Earlier
 
 #: Seconds between looks at the processes of a fleet on this machine, which cost no request.
 CHECK_FLEET_EVERY = 3.0
@@ -95,6 +98,8 @@ class Link:
     fleet: Fleet | None = None
     #: where the futures of this client are: Dask key -> run and global number there
     futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
+    #: what was computed before, in a session that was resumed
+    earlier: Earlier | None = None
     #: what is known of runs, so that a second look at one reads only what is new
     views: dict[RunId, RunView] = field(default_factory=dict)
     #: what workers have spent in their lives, of those whose life is over

@@ -17,11 +17,11 @@ from burst_dask.journal.log import Author
 from burst_dask.journal.view import SURVEY_PARALLEL, in_parallel
 from burst_dask.link import Link
 from burst_dask.lists import SessionList, SessionRow
+from burst_dask.places import opened
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Close, Manifest, SessionEntry, decode
 from burst_dask.protocol.session import SessionState
-from burst_dask.session import opened
 from burst_dask.statuses import session_status
 from burst_dask.store import Store
 

@@ -32,9 +32,9 @@ from burst_dask.lists import Story
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Cancel, Plan
 from burst_dask.report import RunStatus
+from burst_dask.shapes import numbers, unpack
 from burst_dask.statuses import run_status, survey_workers
 from burst_dask.stories import tell_run, tell_task
-from burst_dask.submission import numbers, unpack
 from burst_dask.tasklogs import TaskLog
 from burst_dask.watching import Watch
 
@@ -52,9 +52,19 @@ class Run:
         ``<session>.<own part>``.
     """
 
-    def __init__(self, link: Link, plan: Plan | RunView, *, attached: bool, progress: bool | None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        plan: Plan | RunView,
+        *,
+        attached: bool,
+        progress: bool | None,
+        outputs: bytes | None = None,
+    ) -> None:
         self._link = link
         self._view = plan if isinstance(plan, RunView) else RunView(link.store, plan)
+        #: the shape of what was asked for here, which may be less than when the run was submitted
+        self._shape = self._view.plan.outputs if outputs is None else outputs
         self._attached = attached
         self._progress = progress
         #: whether this client has told the workers that it waits: who submits has
@@ -114,7 +124,7 @@ class Run:
             outputs = self._outputs()
             collecting.warn_if_large([(self._view, outputs)])
             values = dict(collecting.decoded(self._view, outputs, names))
-        return unpack(self._view.plan.outputs, values.__getitem__)
+        return unpack(self._shape, values.__getitem__)
 
     def collect(
         self,
@@ -308,7 +318,7 @@ class Run:
     # ------------------------------------------------------------------ inside
 
     def _outputs(self) -> list[int]:
-        return numbers(self._view.plan.outputs)
+        return numbers(self._shape)
 
     def _wait(self, timeout: float | None, *, to_first_failure: bool) -> Watch:
         check_timeout(timeout)
@@ -368,7 +378,7 @@ class Run:
         """Bring the view up to date; return what was asked for."""
         await self._view.survey()
         if self._asked is None:
-            self._asked = await collecting.asked(self._view)
+            self._asked = (await collecting.asked(self._view)).only(self._outputs())
         return self._asked
 
     def _abandon(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ from dask.core import flatten
 from dask.utils import shorten_traceback
 
 from burst_dask import opening, sync, tasklogs
-from burst_dask.arguments import check_count, check_name, check_seconds, size, split
+from burst_dask.arguments import check_count, check_name, check_resume, check_seconds, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.ending import close, delete, extend, incomplete
@@ -29,16 +29,19 @@ from burst_dask.fleet.base import Logging, ProcessLog
 from burst_dask.fleets import can_start, choose, fleet_of
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
+from burst_dask.places import address_of, opened
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import Cancel, Manifest, Scale
 from burst_dask.protocol.session import SessionState
+from burst_dask.reopening import Found, go_on, reopen
 from burst_dask.report import SessionStatus
+from burst_dask.resuming import Earlier
 from burst_dask.run import Run
+from burst_dask.shapes import Repack
 from burst_dask.statuses import session_status
-from burst_dask.store import Hedging, Store, default_url, open_store, requests_of
-from burst_dask.store.address import Address
-from burst_dask.submission import Asked, Repack, submit
+from burst_dask.store import Store, requests_of
+from burst_dask.submission import Asked, submit
 from burst_dask.tasklogs import TaskLog
 
 
@@ -67,6 +70,8 @@ class Session(Calling):
         given by name as well.
     name
         Shown to people; any text. `attach` takes it in the place of the id while no other session has it.
+    resume
+        Go on with the newest session of that `name`, if there is one; see Notes.
     code
         Local packages and modules that tasks import, such as ``["src/mypkg", "helpers.py"]``: workers get
         them as they are now.
@@ -90,7 +95,20 @@ class Session(Calling):
 
     Notes
     -----
-    Callbacks (`dask.callbacks`, `dask.diagnostics.ProgressBar`) are not called, as with
+    **Resuming.** With ``resume=True`` the same script may run again and again, whatever became of it before: what it
+    submits is computed only as far as an earlier run of the session has no result of it. A run that computes the
+    same goes on. In a changed graph the results of tasks with the same keys are used, if they were stored: what was
+    asked for, what went from one worker to another, and what took long. Failed tasks are tried again.
+
+    Keys that hold a token of Dask's are trusted, and those that you have chosen (``dask_key_name=``, ``key=``) as long
+    as function, arguments and all that the task depends on are the same. Keys that are others in each process, as
+    those of ``dask.delayed`` without ``pure=True`` are, are named in a `ResumeWarning`.
+
+    The session keeps its settings and its number of workers. If it has expired it is extended; if it is closed or past
+    its `absolute_timeout`, a new one is opened that uses its results as long as they are there. If Python, Dask, `code`
+    or `packages` have changed, a new session is opened that uses nothing.
+
+    **Callbacks** (`dask.callbacks`, `dask.diagnostics.ProgressBar`) are not called, as with
     distributed: they are about tasks that run in the client.
 
     Examples
@@ -100,10 +118,14 @@ class Session(Calling):
     >>> with burst:
     ...     dask.bag.from_sequence(range(10), npartitions=2).sum().compute()
     45
-    >>> burst.cleanup(force=True)
+    >>> again = Session("memory://session-doctest", name="nightly", resume=True, workers=1)
+    >>> again.id == Session(again.store, name="nightly", resume=True, workers=1).id
+    True
+    >>> burst.cleanup(force=True), again.cleanup(force=True)
+    (None, None)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all by name, and each of its own
         self,
         store: str | os.PathLike[str] | Store | None = None,
         *,
@@ -113,6 +135,7 @@ class Session(Calling):
         fleet: str | None = "auto",
         endpoint_url: str | None = None,
         name: str | None = None,
+        resume: bool = False,
         code: Sequence[str | os.PathLike[str]] = (),
         packages: Sequence[str] = (),
         progress: bool | None = None,
@@ -121,10 +144,24 @@ class Session(Calling):
         given = split(settings | size(cpu, memory, settings), endpoint_url)
         options = given.options
         check_name(name)
-        chosen = choose(fleet, _address(store, options), workers, cpu, given)
+        check_resume(resume, name)
+        chosen = choose(fleet, address_of(store, options), workers, cpu, given)
         packed = pack(code, packages)
         place = opened(store, options)
         clock, entropy = SystemClock(), Entropy()
+        author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
+        self._progress = progress
+        self._entered: list[dask.config.set] = []
+        found = Found(None, None)
+        if resume and name is not None:
+            found = sync.run(reopen(place, name, author, packed.environment))
+        if found.link is not None:
+            link = self._link = found.link
+            said = settings | size(cpu, memory, settings)
+            if go_on(link, found.before, chosen.workers, said, chosen.settings) and link.workers:
+                link.fleet = fleet_of(link)
+                link.fleet.ensure(link.workers)  # what the session has stays when there cannot be any
+            return
         manifest = Manifest(
             session=SessionId(entropy.token(8)),
             name=name,
@@ -135,11 +172,10 @@ class Session(Calling):
             environment=packed.environment,
             fleet=chosen.fleet,
         )
-        author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
         self._link = Link(place, manifest, chosen.settings, author, SessionState())
-        self._progress = progress
-        self._entered: list[dask.config.set] = []
         sync.run(opening.create(self._link, chosen.workers, packed.archive))
+        if resume:
+            self._link.earlier = Earlier(self._link, found.before)
         if chosen.workers is not None:
             self._start(chosen.workers)
 
@@ -290,8 +326,8 @@ class Session(Calling):
 
     def _submit(self, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Run:
         self.flush()  # futures may be part of the graph
-        plan = submit(self._link, graph, names, asked, repack)
-        return Run(self._link, plan, attached=False, progress=self._progress)
+        run, outputs = submitted = submit(self._link, graph, names, asked, repack)
+        return Run(self._link, run, attached=not submitted.is_new, progress=self._progress, outputs=outputs)
 
     # ------------------------------------------------------------------ the default scheduler
 
@@ -444,33 +480,3 @@ def attach(
         return Session._of(link, progress)
     view = sync.run(open_run(link, RunId(identifier)))
     return Run(link, view, attached=True, progress=progress)
-
-
-# ---------------------------------------------------------------------------- arguments
-
-
-def opened(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
-    """Return the store that a client means."""
-    if isinstance(store, str | os.PathLike) or store is None:
-        new = open_store(store, **options)
-        # A person waits here, and of many reads of a remote store some are slow.
-        return Hedging(new) if _is_remote(new.url) else new
-    if options:
-        raise ConfigError(f"{', '.join(options)}: an open store takes no options")
-    return store
-
-
-def _address(store: str | os.PathLike[str] | Store | None, options: Mapping[str, str]) -> Address:
-    """Return the address of what `opened` opens; nothing is opened or created."""
-    if isinstance(store, str | os.PathLike) or store is None:
-        return Address.parse(default_url() if store is None else store, **options)
-    return Address.parse(store.url)
-
-
-def _is_remote(url: str) -> bool:
-    """Tell whether reads go over a network.
-
-    >>> _is_remote("s3://bucket/prefix"), _is_remote("file:///data"), _is_remote("slow+file:///data")
-    (True, False, True)
-    """
-    return not url.startswith(("file://", "memory://"))

@@ -6,10 +6,10 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -189,3 +189,18 @@ async def case(healthy: tuple[RunId, dict[str, bytes]]) -> Case:
     from breaking import Case
 
     return await Case.copy_of(*healthy)
+
+
+@pytest.fixture
+def again(tmp_path: Path) -> Iterator[Callable[..., Session]]:
+    """Opens a session as a script does that runs again; the first call makes it. Workers are in this process."""
+    opened: list[Session] = []
+
+    def open_session(**settings: Any) -> Session:
+        settings = {"name": "nightly", "workers": 2, "wait_poll_min": 0.005, **settings}
+        opened.append(Session(f"memory://{tmp_path.name}", resume=True, progress=False, **settings))
+        return opened[-1]
+
+    yield open_session
+    for session in opened:
+        session.cleanup(force=True)

@@ -130,6 +130,8 @@ class ShardRecord(Record, frozen=True, tag="shard", kw_only=True):
     payload: bytes
     #: the payload's out-of-band buffers, each a blob
     buffers: tuple[Place, ...]
+    #: position -> fingerprint of the task, see `burst_dask.graph.prints`; only in sessions that are resumed
+    prints: dict[int, bytes] = {}
 
     @property
     def wanted(self) -> Bitmap:
