@@ -126,6 +126,15 @@ def test_the_client_dies_and_another_one_goes_on(sessions, ecs, marks, store):
     check(burst, run_id)
 
 
+def test_a_script_that_runs_again_goes_on_with_the_workers_that_are_there(sessions, ecs):
+    first = sessions(name="nightly", resume=True)
+    assert dask.delayed(sum, pure=True)([1, 2]).compute(scheduler=first) == 3
+    again = sessions(name="nightly", resume=True)
+    assert again.id == first.id and len(ecs.tasks) == 2
+    assert dask.delayed(sum, pure=True)([3, 4]).compute(scheduler=again) == 7
+    assert again._link.fleet is not None, "it replaces workers that are lost"
+
+
 # ---------------------------------------------------------------------------- what stands in the way
 
 
