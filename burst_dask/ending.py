@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from burst_dask.cancelling import undone
 from burst_dask.errors import ConfigError
-from burst_dask.journal.view import in_parallel
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link, listed
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
@@ -50,14 +51,16 @@ async def incomplete(link: Link) -> list[RunId]:
     if await link.condition() != "open":
         return []
 
-    async def pending(run: RunId) -> RunId | None:
+    async def pending(run: RunId) -> RunView | None:
         view = await link.view(run)
         if view is None:
             return None
         await view.survey()
-        return run if view.totals().pending else None
+        return view if view.totals().pending else None
 
-    return [run for run in await in_parallel(pending, link.state.live_runs) if run is not None]
+    left = [view for view in await in_parallel(pending, link.state.live_runs) if view is not None]
+    gone = await undone(link, left)
+    return [view.run for view in left if view.run not in gone or view.totals().pending > gone[view.run].count]
 
 
 async def close(link: Link) -> None:

@@ -32,6 +32,7 @@ from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize
 from burst_dask.graph.blame import blame
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
+from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Plan
 from burst_dask.serialize import fault
 from burst_dask.submission import check_open, shard, store_run
@@ -246,7 +247,7 @@ class Futures:
             self.follower.follow(view, followed)
             for future in followed.values():
                 if future.cancelled():  # meanwhile
-                    self.follower.drop(view.run, future.number)
+                    self.follower.drop(view.run, [future.number])
             break
         if refused is not None:
             raise refused
@@ -293,9 +294,9 @@ class Futures:
 
     # ------------------------------------------------------------------ the end
 
-    def cancel(self, future: Future) -> bool:
+    def cancel(self, future: Future, force: bool = False) -> bool:
         """Cancel a future and those that depend on it."""
-        stack = [future]
+        stack, numbers = [future], dict[RunId, list[int]]()
         while stack:
             one = stack.pop()
             if one.done():
@@ -304,7 +305,9 @@ class Futures:
             with self._lock:
                 stack += self._dependents.get(one, [])
             if one.view is not None:
-                self.follower.drop(one.view.run, one.number)
+                numbers.setdefault(one.view.run, []).append(one.number)
+        for run, tasks in numbers.items():
+            self.follower.drop(run, tasks, force)
         return future.cancelled()
 
     def close(self) -> None:

@@ -97,6 +97,8 @@ class Link:
     futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
     #: what is known of runs, so that a second look at one reads only what is new
     views: dict[RunId, RunView] = field(default_factory=dict)
+    #: run and plan shard -> what each task there depends on, of shards with tasks that need something cancelled
+    needs: dict[tuple[RunId, int], tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     #: what workers have spent in their lives, of those whose life is over
     spent: dict[WorkerId, Spent] = field(default_factory=dict)
     #: number of the newest sign of a client, and the store's dates of entry 0 and of that one

@@ -16,10 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from burst_dask import collecting, replaying, report, sync, tasklogs
+from burst_dask.cancelling import Undone, undone
 from burst_dask.collecting import Collected, Results
 from burst_dask.errors import (
     ConfigError,
@@ -163,9 +164,9 @@ class Run:
             except WaitTimeout as error:
                 error.results = self.collect(since=since)
                 raise
-        wanted = sync.run(self._look())
+        wanted, gone = sync.run(self._look()), sync.run(self._undone())
         with self._detaching():
-            return collecting.collected([(self._view, wanted)], since, on_error)
+            return collecting.collected([(self._view, wanted)], since, on_error, gone)
 
     def results(self) -> Results:
         """Return what is done so far as a mapping that fetches each result when it is looked at."""
@@ -269,7 +270,9 @@ class Run:
 
         async def look() -> RunStatus:
             await self._link.follow()
-            return await run_status(self._link, self._view, await survey_workers(self._link))
+            workers = await survey_workers(self._link)
+            gone = await undone(self._link, [self._view], workers.seen.alive)
+            return await run_status(self._link, self._view, workers, undone=gone.get(self.id))
 
         return sync.run(look())
 
@@ -310,9 +313,9 @@ class Run:
     def _outputs(self) -> list[int]:
         return numbers(self._view.plan.outputs)
 
-    def _wait(self, timeout: float | None, *, to_first_failure: bool) -> Watch:
+    def _wait(self, timeout: float | None, *, to_first_failure: bool, leave: bool = False) -> Watch:
         check_timeout(timeout)
-        watch = Watch(self._link, self._view, self._outputs())
+        watch = Watch(self._link, self._view, self._outputs(), leave=leave)
         with self._detaching(), report.progress(self._progress, self.id) as update:
             sync.run(self._watch(watch, timeout, to_first_failure, update))
         return watch
@@ -370,6 +373,10 @@ class Run:
         if self._asked is None:
             self._asked = await collecting.asked(self._view)
         return self._asked
+
+    async def _undone(self) -> Mapping[RunId, Undone]:
+        await self._link.follow()
+        return await undone(self._link, [self._view])
 
     def _abandon(self) -> None:
         """Cancel, as far as the store allows: nobody waits for the run any more."""
