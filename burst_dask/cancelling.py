@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from burst_dask.errors import CorruptObject
 from burst_dask.journal import packs
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
@@ -163,13 +164,13 @@ async def _spread(link: Link, view: RunView, singly: Bitmap, lost: set[int], ali
     places: _Places = {}
     for number, needs in zip(open_ones, await in_parallel(lambda n: _needs(link, view, n), open_ones), strict=True):
         first, gone = plan.shards[number].first, set()
-        for position, numbers in enumerate(needs):
+        for position in range(plan.shards[number].count):
             task = first + position
             if view.outcome(task) is not None:
                 continue
             shard, _ = view.owner(task)
             runs = shard.index.holder in alive and position in shard.index.reserved
-            if (task in roots and not runs) or not lost.isdisjoint(numbers):
+            if (task in roots and not runs) or needs is None or not lost.isdisjoint(needs[position]):
                 gone.add(position)
                 lost.add(task)
         if gone:
@@ -177,10 +178,15 @@ async def _spread(link: Link, view: RunView, singly: Bitmap, lost: set[int], ali
     return places
 
 
-async def _needs(link: Link, view: RunView, number: int) -> tuple[tuple[int, ...], ...]:
-    """Return what each task of a plan shard depends on, by global number."""
+async def _needs(link: Link, view: RunView, number: int) -> tuple[tuple[int, ...], ...] | None:
+    """Return what each task of a plan shard depends on, by global number; None after a cleanup, which deletes that."""
     known = link.needs.get((view.run, number))
     if known is None:
-        record = await packs.read_record(link.store.get_ranges, view.run, view.plan.shards[number].place)
+        try:
+            record = await packs.read_record(link.store.get_ranges, view.run, view.plan.shards[number].place)
+        except CorruptObject:
+            if link.state.closed:
+                return None
+            raise
         known = link.needs[view.run, number] = record.dependencies
     return known

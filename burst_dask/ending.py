@@ -60,7 +60,8 @@ async def incomplete(link: Link) -> list[RunId]:
 
     left = [view for view in await in_parallel(pending, link.state.live_runs) if view is not None]
     gone = await undone(link, left)
-    return [view.run for view in left if view.run not in gone or view.totals().pending > gone[view.run].count]
+    # Counted now: that look may have found them done.
+    return [view.run for view in left if view.totals().pending > (gone[view.run].count if view.run in gone else 0)]
 
 
 async def close(link: Link) -> None:

@@ -20,6 +20,8 @@ from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Cancel
 from burst_dask.watching import Watch
 
+#: Seconds between looks into the session log, for what others have cancelled: at first, and at most.
+FOLLOW = (5.0, 30.0)
 #: Runs looked at in one round: the oldest ones, the newest, and one of the others in turn.
 OLDEST = 4
 
@@ -168,7 +170,7 @@ class Follower:
                 if self._over():
                     return
                 await link.guard.check()
-                if clock.monotonic() - followed_at >= policy.patience(waited, 5.0, 30.0):
+                if clock.monotonic() - followed_at >= policy.patience(waited, *FOLLOW):
                     followed_at = clock.monotonic()
                     await link.follow()
                     self._heeded = -1  # what ran when it was cancelled may have ended

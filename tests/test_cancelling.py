@@ -108,6 +108,15 @@ def test_what_had_its_outcome_before_is_not_cancelled(alone: Session) -> None:
     assert one.result(timeout=60) == 1 and after.status == "pending"
 
 
+def test_after_a_cleanup_it_is_told_though_the_graphs_are_gone(alone: Session) -> None:
+    one = flushed(alone, abs, -1)
+    alone.cancel()
+    flushed(alone, str, one)
+    alone.cleanup()
+    assert by_state(elsewhere(alone)) == {"total": 2, "cancelled": 2}
+    assert elsewhere(alone).collect().cancelled == 2
+
+
 def test_nothing_is_asked_while_nothing_is_cancelled(alone: Session) -> None:
     run = alone.compute(dask.delayed(abs)(-1))
     before = alone.requests
@@ -122,7 +131,7 @@ def test_of_10_000_dependents_each_shard_takes_one_request(alone: Session) -> No
     alone.map(operator.add, range(5000), [seed] * 5000)
     alone.flush()
     attach(seed.view.run, store=alone._link.store).cancel()
-    there = elsewhere(alone)
+    there = attach(alone.id, store=alone.store)  # with a store of its own, so that others' requests do not count
     before = sum(there.requests.values())
     assert by_state(there) == {"total": 10_001, "cancelled": 10_001}
     shards = sum(len(plan.shards) for plan in plans(alone))
@@ -196,6 +205,9 @@ def test_by_force_a_running_call_is_ended(burst: Session, gate: Gate) -> None:
     burst.flush()
     assert running.cancel(force=True)
     assert after.result(timeout=60) == 3
+    told(burst)
+    while burst.status().totals["running"]:
+        pass
     found = burst.collect(wait=True, timeout=60)
     assert dict(found) == {other.key: 2, after.key: 3} and found.cancelled == 1
 
