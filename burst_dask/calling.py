@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dask.base import collections_to_expr, is_dask_collection
-from dask.core import flatten
+import dask
+from dask.base import is_dask_collection
 from dask.utils import shorten_traceback
 
 from burst_dask import collecting, sync
@@ -253,19 +253,15 @@ class Calling:
         if not given:
             return []
         self.flush()
+
+        def schedule(expression: Any, names: list[Any], **_: Any) -> list[Stored]:
+            plan = submit(self._link, expression, names, asked)
+            places = zip(names, numbers(plan.outputs), strict=True)
+            return [Stored(key, plan.run, number, self._link.store.url) for key, number in places]
+
+        # Dask knows how to take collections of every kind apart, and to put them together again.
         with shorten_traceback():
-            expression = collections_to_expr(given, optimize_graph).optimize()
-            keys = [list(flatten([names])) for names in expression.__dask_keys__()]
-        names = [key for some in keys for key in some]
-        plan = submit(self._link, expression, names, asked)
-        url = self._link.store.url
-        stored = {
-            key: Stored(key, plan.run, number, url) for key, number in zip(names, numbers(plan.outputs), strict=True)
-        }
-        kept = []
-        for collection, some in zip(given, keys, strict=True):
-            rebuild, state = collection.__dask_postpersist__()
-            kept.append(rebuild({key: stored[key] for key in some}, *state))
+            kept = list(dask.persist(*given, traverse=False, optimize_graph=optimize_graph, scheduler=schedule))
         return kept if many else kept[0]
 
     # ------------------------------------------------------------------ collecting

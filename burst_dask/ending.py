@@ -101,6 +101,7 @@ def _is_kept(key: str, segments: set[str]) -> bool:
 async def _segments_to_keep(link: Link) -> set[str]:
     """Return the keys of the segments that hold an output of a run, or an error; others hold intermediates."""
     found: set[str] = set()
+    await link.bring_code()  # what was asked for is told with the function that puts it together
 
     async def of_run(run: RunId) -> None:
         view = await link.view(run)

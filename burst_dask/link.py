@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
+from burst_dask.environment.preparing import bring_code
 from burst_dask.environment.versions import table
 from burst_dask.errors import (
     BurstError,
@@ -95,6 +96,8 @@ class Link:
     fleet: Fleet | None = None
     #: where the futures of this client are: Dask key -> run and global number there
     futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
+    #: whether the session's own code is to be put on the path before results are unpickled
+    lacks_code: bool = False
     #: what is known of runs, so that a second look at one reads only what is new
     views: dict[RunId, RunView] = field(default_factory=dict)
     #: run and plan shard -> what each task there depends on, of shards with tasks that need something cancelled
@@ -148,6 +151,12 @@ class Link:
             while len(self.views) > VIEWS:
                 del self.views[next(iter(self.views))]
         return view
+
+    async def bring_code(self) -> None:
+        """Put the code that the session brings on this process's path, once: results may be of its classes."""
+        if self.lacks_code:
+            await bring_code(self.store, self.session, self.manifest.environment.code)
+            self.lacks_code = False
 
     # ------------------------------------------------------------------ the deadline
 
@@ -470,7 +479,9 @@ async def attach(store: Store, session: SessionId, author: log.Author) -> Link |
     if data is None:
         return None
     manifest = decode(Manifest, key, data)
-    return Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
+    state = await _read_state(store, session)
+    lacks = bool(manifest.environment.code)
+    return Link(store, manifest, Settings.of(**manifest.settings), author, state, lacks_code=lacks)
 
 
 async def _read_state(store: Store, session: SessionId) -> SessionState:

@@ -218,6 +218,7 @@ class Run:
         Exception
             The task's own: ``import pdb; pdb.post_mortem()`` stands where it was raised.
         """
+        sync.run(self._link.bring_code())
         return sync.run(replaying.prepare(self._view, key))()
 
     def done(self) -> bool:
@@ -311,6 +312,7 @@ class Run:
     # ------------------------------------------------------------------ inside
 
     def _outputs(self) -> list[int]:
+        sync.run(self._link.bring_code())
         return numbers(self._view.plan.outputs)
 
     def _wait(self, timeout: float | None, *, to_first_failure: bool, leave: bool = False) -> Watch:
@@ -369,6 +371,7 @@ class Run:
 
     async def _look(self) -> collecting.Asked:
         """Bring the view up to date; return what was asked for."""
+        await self._link.bring_code()
         await self._view.survey()
         if self._asked is None:
             self._asked = await collecting.asked(self._view)

@@ -325,7 +325,6 @@ class SessionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.working)
     @rule(elsewhere=st.booleans())
     def collect_and_wait(self, elsewhere: bool) -> None:
-        self.flush()
         self.settle()
         found = (self.elsewhere() if elsewhere else self.session).collect(wait=True, timeout=LIMIT)
         self.take_all(found)
@@ -375,10 +374,9 @@ class SessionMachine(RuleBasedStateMachine):
     @rule()
     def at_rest(self) -> None:
         """While nobody works all is known exactly, and every client sees the same."""
-        self.flush()
+        self.settle()
         self.session.scale(0)
         self.working = False
-        self.settle()
         if sync.run(self.session._link.seen()).status.alive:
             return  # one that was killed, and whose lease goes on, may work as far as anybody can tell
         found, totals = self.session.collect(), self.session.status().totals
@@ -390,7 +388,8 @@ class SessionMachine(RuleBasedStateMachine):
         assert dict(there.status().totals) == dict(totals) and there.collect().keys() == found.keys()
 
     def settle(self) -> None:
-        """Wait until what futures have cancelled is in the store."""
+        """Wait until what was submitted, and what futures have cancelled, is in the store."""
+        self.flush()
         for handle in self.handles:
             if "_futures" in vars(handle):
                 _, left = cf.wait(set(handle._futures.follower._cancelling), LIMIT)
@@ -425,7 +424,6 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule()
     def cleanup_while_work_goes_on(self) -> None:
-        """It is refused, and changes nothing."""
         self.flush()
         if self.working or not self.session.status().totals["pending"]:
             return
