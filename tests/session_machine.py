@@ -45,8 +45,8 @@ from burst_dask.protocol.records import Ended, encode
 from burst_dask.run import Run
 from burst_dask.testing.invariants import assert_run_invariants
 
-LIMIT = 120.0  # seconds that anything may take at most: far more than it does
-
+#: Seconds that anything may take at most: far more than it does.
+LIMIT = 120.0
 
 # ---------------------------------------------------------------------------- the model
 
@@ -244,8 +244,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     def written_ones(self, names: list[str]) -> list[str]:
         """Futures that were cancelled before they were written cannot be part of a graph."""
-        self.session.flush()
-        self.model.write()
+        self.flush()
         return [key for key in names if self.model.calls[key].written]
 
     def runs_now(self) -> list[RunId]:
@@ -398,12 +397,11 @@ class SessionMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ coming back, and the deadline
 
     def elsewhere(self, by_name: bool = False) -> Session:
-        """Return the session as a new process has it."""
         return attach("it" if by_name else self.session.id, store=self.store)
 
     @rule(by_name=st.booleans())
     def go_on_elsewhere(self, by_name: bool) -> None:
-        """Leave, and go on from a new process: futures of the old one cannot be used there."""
+        """Go on from a new process, where futures of the old one cannot be used."""
         assert self.session.detach() == self.session.id
         self.model.write()
         fleet, self.session = self.session._link.fleet, self.elsewhere(by_name)
@@ -434,10 +432,9 @@ class SessionMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ the end
 
     def teardown(self) -> None:
-        if not self.handles:
-            return
         try:
-            self.end()
+            if self.handles:
+                self.end()
         finally:
             for handle in self.handles:
                 handle.cleanup(force=True)
@@ -469,11 +466,9 @@ class SessionMachine(RuleBasedStateMachine):
         assert sync.run(names(self.store, self.session.id)) == []
 
     def check_future(self, call: Call) -> None:
-        if call.future is None:
-            return
-        if call.future.cancelled():
+        if call.future is not None and call.future.cancelled():
             assert self.model.may_be_cancelled(call), call
-        else:
+        elif call.future is not None:
             self.model.check(call.key, call.future.outcome(LIMIT))
 
 

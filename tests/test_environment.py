@@ -471,19 +471,6 @@ def test_what_a_killed_worker_left_is_cleared_away(offline, tmp_path):
     assert not list((tmp_path / "cache").glob("*.new-*"))
 
 
-def test_what_was_deleted_is_installed_again(offline, tmp_path, monkeypatch):
-    wheel(offline, "tinypkg")
-    wheel(offline, "tinydep")
-    folder = tmp_path / "cache"
-    first = install(["tinypkg"], folder)
-    used = folder / f"{first.name}.used"
-    os.close(installing._held.pop(used))  # as if this process had ended
-    os.utime(used, (0, 0))
-    other = install(["tinydep"], folder)  # who has installed something looks
-    assert not first.exists() and other.exists()
-    assert install(["tinypkg"], folder) == first and (first / "tinypkg.py").exists()
-
-
 def test_an_interpreter_without_pip_says_so(tmp_path, monkeypatch):
     counting_pip(monkeypatch, tmp_path, "sys.exit(sys.argv[0] + ': No module named pip')")
     with pytest.raises(EnvironmentFailed, match="No module named pip"):

@@ -1,9 +1,11 @@
 """Installed packages that nobody uses any more are deleted, and what somebody uses never is."""
 
+import asyncio
 import os
 import subprocess
 import sys
 
+from burst_dask.clock import SystemClock
 from burst_dask.environment import installing
 
 
@@ -44,3 +46,20 @@ def test_what_a_process_uses_is_never_deleted(tmp_path):
         process.kill()
     assert used.exists()
     assert installing.evict(tmp_path, now=1e12) == [used]
+
+
+def test_what_was_deleted_is_installed_again(tmp_path, monkeypatch):
+    async def fill(folder, requirements):
+        (folder / "module.py").write_text(requirements[0])
+
+    def install(name):
+        return asyncio.run(installing.install([name], tmp_path, SystemClock()))
+
+    monkeypatch.setattr(installing, "_fill", fill)
+    first = install("one")
+    used = first.with_name(f"{first.name}.used")
+    os.close(installing._held.pop(used))  # as if this process had ended
+    os.utime(used, (0, 0))
+    other = install("two")  # who has installed something looks for what nobody uses
+    assert not first.exists() and other.exists()
+    assert install("one") == first and (first / "module.py").read_text() == "one"
