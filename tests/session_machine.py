@@ -441,8 +441,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     def end(self) -> None:
         """Let workers finish; nothing is lost, no rule was broken, and a cleanup leaves what it must and no more."""
-        self.session.scale(2)
-        self.working = True
+        self.at_rest()
+        self.scale(2)
         self.collect_and_wait(elsewhere=True)
         for _ in range(2):
             self.take_news(self.session.collect(since=self.token))

@@ -31,7 +31,7 @@ COMMON = settings(
 if os.environ.get("HYPOTHESIS_PROFILE") == "explore":
     SEARCH = settings(COMMON, max_examples=1000, stateful_step_count=40)
 else:
-    SEARCH = settings(COMMON, max_examples=50, derandomize=True, database=None)
+    SEARCH = settings(COMMON, max_examples=40, derandomize=True, database=None)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_any_sequence() -> None:
 
 
 def test_any_sequence_with_worker_processes() -> None:
-    few = settings(SEARCH, max_examples=SEARCH.max_examples // 6)
+    few = settings(SEARCH, max_examples=SEARCH.max_examples // 8)
     run_state_machine_as_test(ProcessMachine, settings=few)
 
 
@@ -133,7 +133,7 @@ def cleanup_forgets_an_error(patch: Patch) -> None:
 def test_a_bug_is_found(name: str, monkeypatch: Patch) -> None:
     BUGS[name](monkeypatch)
     monkeypatch.setattr("session_machine.LIMIT", 3.0)  # some bugs make it wait for ever
-    quickly = settings(SEARCH, phases=[Phase.generate], report_multiple_bugs=False)
+    quickly = settings(SEARCH, max_examples=200, phases=[Phase.generate], report_multiple_bugs=False)
     try:
         run_state_machine_as_test(SessionMachine, settings=quickly)
     except (
