@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
+from burst_dask.environment.preparing import bring_code
 from burst_dask.environment.versions import table
 from burst_dask.errors import (
     BurstError,
@@ -100,8 +101,12 @@ class Link:
     futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
     #: what was computed before, in a session that was resumed
     earlier: Earlier | None = None
+    #: whether the session's own code is to be put on the path before results are unpickled
+    lacks_code: bool = False
     #: what is known of runs, so that a second look at one reads only what is new
     views: dict[RunId, RunView] = field(default_factory=dict)
+    #: run and plan shard -> what each task there depends on, of shards with tasks that need something cancelled
+    needs: dict[tuple[RunId, int], tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     #: what workers have spent in their lives, of those whose life is over
     spent: dict[WorkerId, Spent] = field(default_factory=dict)
     #: number of the newest sign of a client, and the store's dates of entry 0 and of that one
@@ -151,6 +156,12 @@ class Link:
             while len(self.views) > VIEWS:
                 del self.views[next(iter(self.views))]
         return view
+
+    async def bring_code(self) -> None:
+        """Put the code that the session brings on this process's path, once: results may be of its classes."""
+        if self.lacks_code:
+            await bring_code(self.store, self.session, self.manifest.environment.code)
+            self.lacks_code = False
 
     # ------------------------------------------------------------------ the deadline
 
@@ -473,7 +484,9 @@ async def attach(store: Store, session: SessionId, author: log.Author) -> Link |
     if data is None:
         return None
     manifest = decode(Manifest, key, data)
-    return Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
+    state = await _read_state(store, session)
+    lacks = bool(manifest.environment.code)
+    return Link(store, manifest, Settings.of(**manifest.settings), author, state, lacks_code=lacks)
 
 
 async def _read_state(store: Store, session: SessionId) -> SessionState:
