@@ -384,7 +384,7 @@ class Run:
         await self._link.bring_code()
         await self._view.survey()
         if self._asked is None:
-            self._asked = (await collecting.asked(self._view)).only(self._outputs())
+            self._asked = (await collecting.asked(self._view)).only(numbers(self._shape))
         return self._asked
 
     async def _undone(self) -> Mapping[RunId, Undone]:
