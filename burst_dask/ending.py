@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from burst_dask.cancelling import undone
 from burst_dask.errors import ConfigError
-from burst_dask.journal.view import in_parallel
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link, listed
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
@@ -50,14 +51,17 @@ async def incomplete(link: Link) -> list[RunId]:
     if await link.condition() != "open":
         return []
 
-    async def pending(run: RunId) -> RunId | None:
+    async def pending(run: RunId) -> RunView | None:
         view = await link.view(run)
         if view is None:
             return None
         await view.survey()
-        return run if view.totals().pending else None
+        return view if view.totals().pending else None
 
-    return [run for run in await in_parallel(pending, link.state.live_runs) if run is not None]
+    left = [view for view in await in_parallel(pending, link.state.live_runs) if view is not None]
+    gone = await undone(link, left)
+    # Counted now: that look may have found them done.
+    return [view.run for view in left if view.totals().pending > (gone[view.run].count if view.run in gone else 0)]
 
 
 async def close(link: Link) -> None:
@@ -97,6 +101,7 @@ def _is_kept(key: str, segments: set[str]) -> bool:
 async def _segments_to_keep(link: Link) -> set[str]:
     """Return the keys of the segments that hold an output of a run, or an error; others hold intermediates."""
     found: set[str] = set()
+    await link.bring_code()  # what was asked for is told with the function that puts it together
 
     async def of_run(run: RunId) -> None:
         view = await link.view(run)

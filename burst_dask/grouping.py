@@ -254,7 +254,7 @@ class Futures:
         self.follower.follow(view, futures, own)
         for future in futures.values():
             if future.cancelled():  # meanwhile
-                self.follower.drop(view.run, future.number)
+                self.follower.drop(view.run, [future.number])
 
     async def _resume(self, calls: dict[Any, _Call]) -> dict[Any, _Call]:
         """Find what earlier runs have of some calls; return those that are to be submitted."""
@@ -323,9 +323,9 @@ class Futures:
 
     # ------------------------------------------------------------------ the end
 
-    def cancel(self, future: Future) -> bool:
+    def cancel(self, future: Future, force: bool = False) -> bool:
         """Cancel a future and those that depend on it."""
-        stack = [future]
+        stack, numbers = [future], dict[RunId, list[int]]()
         while stack:
             one = stack.pop()
             if one.done():
@@ -334,7 +334,9 @@ class Futures:
             with self._lock:
                 stack += self._dependents.get(one, [])
             if one.view is not None:
-                self.follower.drop(one.view.run, one.number)
+                numbers.setdefault(one.view.run, []).append(one.number)
+        for run, tasks in numbers.items():
+            self.follower.drop(run, tasks, force)
         return future.cancelled()
 
     def close(self) -> None:

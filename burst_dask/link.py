@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
+from burst_dask.environment.preparing import bring_code
 from burst_dask.environment.versions import table
 from burst_dask.errors import (
     AccessDenied,
@@ -100,8 +101,12 @@ class Link:
     futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
     #: what was computed before, in a session that was resumed
     earlier: Earlier | None = None
+    #: whether the session's own code is to be put on the path before results are unpickled
+    lacks_code: bool = False
     #: what is known of runs, so that a second look at one reads only what is new
     views: dict[RunId, RunView] = field(default_factory=dict)
+    #: run and plan shard -> what each task there depends on, of shards with tasks that need something cancelled
+    needs: dict[tuple[RunId, int], tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     #: what workers have spent in their lives, of those whose life is over
     spent: dict[WorkerId, Spent] = field(default_factory=dict)
     #: number of the newest sign of a client, and the store's dates of entry 0 and of that one
@@ -153,6 +158,12 @@ class Link:
             while len(self.views) > VIEWS:
                 del self.views[next(iter(self.views))]
         return view
+
+    async def bring_code(self) -> None:
+        """Put the code that the session brings on this process's path, once: results may be of its classes."""
+        if self.lacks_code:
+            await bring_code(self.store, self.session, self.manifest.environment.code)
+            self.lacks_code = False
 
     # ------------------------------------------------------------------ the deadline
 
@@ -365,11 +376,10 @@ class Guard:
     async def _start_missing(self, fleet: Fleet, workers: int) -> int:
         """Start the workers that are missing; return how many that were.
 
-        A cloud that does not start them now may do so later, and somebody else may have the right that is missing
-        here: that is a warning. Where neither helps, it is an error, unless others work.
+        A cloud may start them later, or somebody else who has the right: then it is a warning. Otherwise it is an
+        error, unless others work.
         """
-        link = self._link
-        start = fleet.replace_lost if isinstance(fleet, Remote) else fleet.ensure
+        start, link = fleet.replace_lost if isinstance(fleet, Remote) else fleet.ensure, self._link
         try:
             return await asyncio.to_thread(start, workers)
         except (CloudError, ConfigError) as error:  # the latter where boto3 is not installed
@@ -401,7 +411,7 @@ class Guard:
         self._restarts += 1
         if self._restarts > RESTARTS:
             why = f" The last one: {last.message}" if last is not None and last.message else ""
-            said = await asyncio.to_thread(fleet.describe)  # which may ask a cloud
+            said = await asyncio.to_thread(fleet.describe)
             raise FleetError(
                 f"the workers of session {self._link.session} keep ending before they finish a task.{why} "
                 f"What is done is kept, and others may go on: {self._link.worker_line()} ({said})"

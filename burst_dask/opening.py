@@ -46,7 +46,9 @@ async def attach(store: Store, session: SessionId, author: log.Author) -> Link |
     if data is None:
         return None
     manifest = decode(Manifest, key, data)
-    return Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
+    state = await _read_state(store, session)
+    lacks = bool(manifest.environment.code)
+    return Link(store, manifest, Settings.of(**manifest.settings), author, state, lacks_code=lacks)
 
 
 async def _read_state(store: Store, session: SessionId) -> SessionState:

@@ -16,10 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from burst_dask import collecting, replaying, report, sync, tasklogs
+from burst_dask.cancelling import Undone, undone
 from burst_dask.collecting import Collected, Results
 from burst_dask.errors import (
     ConfigError,
@@ -173,9 +174,9 @@ class Run:
             except WaitTimeout as error:
                 error.results = self.collect(since=since)
                 raise
-        wanted = sync.run(self._look())
+        wanted, gone = sync.run(self._look()), sync.run(self._undone())
         with self._detaching():
-            return collecting.collected([(self._view, wanted)], since, on_error)
+            return collecting.collected([(self._view, wanted)], since, on_error, gone)
 
     def results(self) -> Results:
         """Return what is done so far as a mapping that fetches each result when it is looked at."""
@@ -227,6 +228,7 @@ class Run:
         Exception
             The task's own: ``import pdb; pdb.post_mortem()`` stands where it was raised.
         """
+        sync.run(self._link.bring_code())
         return sync.run(replaying.prepare(self._view, key))()
 
     def done(self) -> bool:
@@ -279,7 +281,9 @@ class Run:
 
         async def look() -> RunStatus:
             await self._link.follow()
-            return await run_status(self._link, self._view, await survey_workers(self._link))
+            workers = await survey_workers(self._link)
+            gone = await undone(self._link, [self._view], workers.seen.alive)
+            return await run_status(self._link, self._view, workers, undone=gone.get(self.id))
 
         return sync.run(look())
 
@@ -318,11 +322,12 @@ class Run:
     # ------------------------------------------------------------------ inside
 
     def _outputs(self) -> list[int]:
+        sync.run(self._link.bring_code())
         return numbers(self._shape)
 
-    def _wait(self, timeout: float | None, *, to_first_failure: bool) -> Watch:
+    def _wait(self, timeout: float | None, *, to_first_failure: bool, leave: bool = False) -> Watch:
         check_timeout(timeout)
-        watch = Watch(self._link, self._view, self._outputs())
+        watch = Watch(self._link, self._view, self._outputs(), leave=leave)
         with self._detaching(), report.progress(self._progress, self.id) as update:
             sync.run(self._watch(watch, timeout, to_first_failure, update))
         return watch
@@ -376,10 +381,15 @@ class Run:
 
     async def _look(self) -> collecting.Asked:
         """Bring the view up to date; return what was asked for."""
+        await self._link.bring_code()
         await self._view.survey()
         if self._asked is None:
-            self._asked = (await collecting.asked(self._view)).only(self._outputs())
+            self._asked = (await collecting.asked(self._view)).only(numbers(self._shape))
         return self._asked
+
+    async def _undone(self) -> Mapping[RunId, Undone]:
+        await self._link.follow()
+        return await undone(self._link, [self._view])
 
     def _abandon(self) -> None:
         """Cancel, as far as the store allows: nobody waits for the run any more."""

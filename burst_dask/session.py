@@ -265,7 +265,7 @@ class Session(Calling):
         traverse, optimize_graph
             As of `dask.compute`.
         **keywords
-            ``priority``, ``retries``, ``retry_on``, ``task_timeout`` and ``resources``, as of `get`.
+            ``priority``, ``retries``, ``retry_on``, ``retry_delay``, ``task_timeout`` and ``resources``, as of `get`.
 
         Examples
         --------
@@ -296,7 +296,8 @@ class Session(Calling):
             A key, or nested lists of keys.
         **keywords
             ``priority`` (int), ``retries`` (int), ``retry_on`` (classes of exceptions after which a task is tried
-            again, or their names; any by default), ``task_timeout`` (seconds that a try of a task may take) and
+            again, or their names; any by default), ``retry_delay`` (seconds before the second try; doubles with each,
+            up to a minute), ``task_timeout`` (seconds that a try of a task may take) and
             ``resources`` (dict) for all tasks of the graph that are not annotated otherwise (the annotation of a
             time limit is ``timeout``). ``num_workers``, ``pool`` and ``chunksize`` say how a
             scheduler in this process runs tasks and are without effect. All others are refused.
@@ -392,8 +393,11 @@ class Session(Calling):
         return None if deadline is None else datetime.fromtimestamp(deadline, tz=UTC)
 
     def cancel(self, force: bool = False) -> None:
-        """Cancel all runs so far, as `Run.cancel` does with one of them; later ones are worked on."""
-        sync.run(self._link.append(Cancel(None, force)))
+        """Cancel all runs and calls so far, as `Run.cancel` does with one run; later ones are worked on."""
+        try:
+            self.flush()  # a call that was not yet written would become a later one
+        finally:
+            sync.run(self._link.append(Cancel(None, force)))
 
     def cleanup(self, force: bool = False) -> None:
         """Stop this session's workers, nobody else's, and delete what it has stored.

@@ -15,7 +15,7 @@ from dask.core import flatten
 from burst_dask import shapes, sync
 from burst_dask.errors import BurstError, ConfigError, StoreUnavailable
 from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize, without
-from burst_dask.graph.shards import exceptions, map_nested, seconds
+from burst_dask.graph.shards import exceptions, map_nested, pause, seconds
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
 from burst_dask.protocol import keys
@@ -180,6 +180,8 @@ class Asked(NamedTuple):
     task_timeout: float | None = None
     #: exceptions, or names of such, after which a task may be tried again
     retry_on: Any = None
+    #: seconds before the second try of a task; the session's by default
+    retry_delay: float | None = None
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Asked:
@@ -201,6 +203,8 @@ class Asked(NamedTuple):
             seconds(result.task_timeout)
         if result.retry_on is not None:
             exceptions(result.retry_on)
+        if result.retry_delay is not None:
+            pause(result.retry_delay)
         if result.resources is not None and not isinstance(result.resources, Mapping):
             raise ConfigError(f"resources={result.resources!r}: must be a dict such as {{'GPU': 1}}")
         return result
@@ -212,6 +216,7 @@ class Asked(NamedTuple):
             ("resources", self.resources or None),
             ("timeout", self.task_timeout),
             ("retry_on", self.retry_on),
+            ("retry_delay", self.retry_delay),
         ):
             if value is not None:
                 annotations[name] = dict.fromkeys(dsk, value) | annotations.get(name, {})

@@ -25,8 +25,9 @@ from burst_dask import Session
 
 if TYPE_CHECKING:
     from breaking import Case
-    from ecs_stand_in import EcsStandIn
+    from ecs_stand_in import Clock, EcsStandIn
 
+    from burst_dask.fleet.ecs import EcsFleet
     from burst_dask.protocol.keys import RunId
 
 pytest.register_assert_rewrite("contract")
@@ -78,6 +79,36 @@ def ecs(ecs_moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("AWS_REGION", servers.REGION)
     yield stand_in
     stand_in.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Time that passes when somebody waits."""
+    from ecs_stand_in import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+def fleet_of(ecs: EcsStandIn, clock: Clock) -> Callable[..., EcsFleet]:
+    """Makes fleets on ECS whose tasks are no processes; takes `session`, and arguments as of `Session`."""
+    from ecs_stand_in import Impatient
+
+    from burst_dask.aws.stack import read_stack
+    from burst_dask.clock import Entropy
+    from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan
+
+    ecs.processes, ecs.now = False, clock.wall
+    clients = Impatient.of()
+    stack = read_stack(clients)
+    assert stack is not None
+    ecs.calls.clear()
+
+    def make(session: str = "sess1", cpu: float = 1, memory: int = 2 << 30, **arguments: Any) -> EcsFleet:
+        plan = EcsPlan.made(EcsArguments(**arguments), cpu, memory, clients, stack)
+        return EcsFleet(session, "s3://bucket/p", plan, clients=clients, clock=clock, entropy=Entropy(7))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -383,6 +383,13 @@ def seconds(value: Any) -> float:
     return float(value)
 
 
+def pause(value: Any) -> float:
+    """Return the seconds before a second try, or raise `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ConfigError(f"retry_delay={value!r} of a task: must be a number of seconds, 0 or more")
+    return float(value)
+
+
 def exceptions(value: Any) -> list[str]:
     """Return the names of exception classes, given as such or as names, one or several; or raise `ConfigError`.
 
@@ -412,6 +419,7 @@ _HEEDED: dict[str, Callable[[Any], Any]] = {
     "impure": bool,
     "timeout": seconds,
     "retry_on": exceptions,
+    "retry_delay": pause,
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from burst_dask.errors import IllegalTransition
+from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import (
     AddRun,
@@ -34,6 +35,10 @@ class SessionState(msgspec.Struct, frozen=True):
     cancelled: frozenset[RunId] = frozenset()
     #: those of them whose running tasks are not let finish
     killed: frozenset[RunId] = frozenset()
+    #: run -> global numbers of tasks that were cancelled singly, of runs that go on …
+    cancelled_tasks: dict[RunId, Bitmap] = {}
+    #: … and those of them that are not let finish
+    killed_tasks: dict[RunId, Bitmap] = {}
     closed: bool = False
     #: seconds since 1970 by the store's clock; 0 while nobody extended the session
     until: float = 0.0
@@ -103,10 +108,7 @@ class SessionState(msgspec.Struct, frozen=True):
         elif isinstance(action, Scale):
             changes["workers"] = action.workers
         elif isinstance(action, Cancel):
-            these = set(self.runs) if action.run is None else {action.run}
-            changes["cancelled"] = self.cancelled | these
-            if action.force:
-                changes["killed"] = self.killed | these
+            changes |= self._cancel(action)
         elif isinstance(action, Close):
             changes["closed"] = True
         elif isinstance(action, Open):
@@ -114,6 +116,24 @@ class SessionState(msgspec.Struct, frozen=True):
         else:
             assert isinstance(action, Attach)
         return msgspec.structs.replace(self, next=self.next + 1, **changes)
+
+    def _cancel(self, action: Cancel) -> dict[str, object]:
+        """Return what a cancellation changes."""
+        changes: dict[str, object] = {}
+        if action.run is not None and action.tasks:
+            changes["cancelled_tasks"] = _with(self.cancelled_tasks, action.run, action.tasks)
+            if action.force:
+                changes["killed_tasks"] = _with(self.killed_tasks, action.run, action.tasks)
+            return changes
+        these = set(self.runs) if action.run is None else {action.run}
+        changes["cancelled"] = self.cancelled | these
+        if action.force:
+            changes["killed"] = self.killed | these
+        return changes
+
+
+def _with(known: dict[RunId, Bitmap], run: RunId, tasks: Bitmap) -> dict[RunId, Bitmap]:
+    return {**known, run: known.get(run, EMPTY) | tasks}
 
 
 def describe(entry: SessionEntry) -> str:
@@ -127,6 +147,8 @@ def describe(entry: SessionEntry) -> str:
         what = f"{action.workers} workers were asked for"
     elif isinstance(action, Cancel):
         what = "all runs so far were cancelled" if action.run is None else f"run {action.run} was cancelled"
+        if action.tasks:
+            what = f"{len(action.tasks)} tasks of run {action.run} were cancelled"
         what += ", and its running tasks killed" if action.force else ""
     else:
         verbs = {Open: "opened", Extend: "extended", Close: "closed"}

@@ -162,5 +162,5 @@ class Client(Machine):
         link = await self.attach(keys.session_of(run))
         view = await RunView.open(self.store, run)
         assert view is not None
-        await Watch(link, view, outputs).wait(to_first_failure=False, update=None, known=True)
+        await Watch(link, view, outputs, leave=True).wait(to_first_failure=False, update=None, known=True)
         return view

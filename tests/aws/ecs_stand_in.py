@@ -28,7 +28,10 @@ from urllib.parse import urlsplit
 
 import boto3
 import psutil
+from botocore.config import Config
 from servers import CREDENTIALS, REGION
+
+from burst_dask.aws.clients import Clients
 
 #: Pairs that Fargate takes, as its documentation has them: CPU units -> least, most and step in GiB.
 FARGATE = {
@@ -409,6 +412,35 @@ class EcsStandIn:
                 pass
 
         return Handler
+
+
+class Clock:
+    """Time passes when somebody waits, or the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+class Impatient(Clients):
+    """Without retries of botocore, which wait by the real clock."""
+
+    def _make(self, service: str) -> Any:
+        config = Config(retries={"mode": "standard", "total_max_attempts": 1})
+        return self.session.client(service, region_name=self.region, config=config)
 
 
 #: As much of the stack as a fleet needs, so that its tests do not hang on the whole template.
