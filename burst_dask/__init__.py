@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from burst_dask.futures import as_completed as as_completed
     from burst_dask.futures import wait as wait
     from burst_dask.overview import list_sessions as list_sessions
+    from burst_dask.resuming import ResumeWarning as ResumeWarning
     from burst_dask.run import Run as Run
     from burst_dask.session import Session as Session
     from burst_dask.session import attach as attach
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Future",
+    "ResumeWarning",
     "Run",
     "Session",
     "TaskError",
@@ -44,6 +46,7 @@ __all__ = [
 #: Imported when first used: workers import this package too, and need none of these.
 _MODULES = {
     "Future": "burst_dask.futures",
+    "ResumeWarning": "burst_dask.resuming",
     "Run": "burst_dask.run",
     "Session": "burst_dask.session",
     "TaskError": "burst_dask.collecting",

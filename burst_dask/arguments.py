@@ -89,6 +89,20 @@ def check_name(name: str | None) -> None:
         )
 
 
+def check_resume(resume: bool, name: str | None) -> None:
+    """Raise unless a session that is to be resumed can be found again.
+
+    >>> check_resume(True, None)
+    Traceback (most recent call last):
+        ...
+    burst_dask.errors.ConfigError: resume=True needs name='…': by that the session is found when the script runs again
+    """
+    if not isinstance(resume, bool):
+        raise ConfigError(f"resume={resume!r}: must be True or False")
+    if resume and name is None:
+        raise ConfigError("resume=True needs name='…': by that the session is found when the script runs again")
+
+
 def check_seconds(what: str, seconds: float) -> None:
     """Raise unless `seconds` is a time that a session can last; `what` names the argument."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:

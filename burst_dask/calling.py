@@ -6,13 +6,14 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dask.base import collections_to_expr, is_dask_collection
-from dask.core import flatten
+import dask
+from dask.base import is_dask_collection
 from dask.utils import shorten_traceback
 
 from burst_dask import collecting, sync
+from burst_dask.cancelling import undone
 from burst_dask.collecting import Collected
-from burst_dask.errors import ConfigError, RunCancelled, WaitTimeout
+from burst_dask.errors import ConfigError, WaitTimeout
 from burst_dask.executor import SessionExecutor
 from burst_dask.futures import Future, gather
 from burst_dask.graph import Stored
@@ -21,7 +22,8 @@ from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
 from burst_dask.protocol.keys import RunId
 from burst_dask.run import Run, check_timeout
-from burst_dask.submission import Asked, numbers, submit
+from burst_dask.shapes import numbers
+from burst_dask.submission import Asked, submit
 
 
 class Calling:
@@ -52,6 +54,8 @@ class Calling:
         priority: int | None = None,
         timeout: float | None = None,
         resources: Mapping[str, float] | None = None,
+        retry_on: Any = None,
+        retry_delay: float | None = None,
         **kwargs: Any,
     ) -> Future:
         """Have ``fn(*args, **kwargs)`` called by a worker; return at once.
@@ -83,6 +87,10 @@ class Calling:
             Seconds that the call may take.
         resources
             What the worker must have, such as ``{"GPU": 1}``.
+        retry_on
+            Classes of exceptions after which the call is made again, or their names; any by default.
+        retry_delay
+            Seconds before it is made again; doubles with each try, up to a minute. By default the session's setting.
 
         Raises
         ------
@@ -100,7 +108,7 @@ class Calling:
         1024
         >>> burst.cleanup(force=True)
         """
-        notes = _notes(retries, priority, timeout, resources)
+        notes = _notes(retries, priority, timeout, resources, retry_on, retry_delay)
         return self._futures.submit(fn, args, kwargs, key=key, pure=pure, notes=notes)
 
     def map(
@@ -114,6 +122,8 @@ class Calling:
         priority: int | None = None,
         timeout: float | None = None,
         resources: Mapping[str, float] | None = None,
+        retry_on: Any = None,
+        retry_delay: float | None = None,
         **kwargs: Any,
     ) -> list[Future]:
         """Submit a call for each set of arguments, as `map` makes them; see `submit`.
@@ -133,7 +143,7 @@ class Calling:
         [16, 9]
         >>> burst.cleanup(force=True)
         """
-        notes = _notes(retries, priority, timeout, resources)
+        notes = _notes(retries, priority, timeout, resources, retry_on, retry_delay)
         calls = list(zip(*iterables, strict=False))
         names: list[Any] = [None] * len(calls)
         if isinstance(key, str):
@@ -186,6 +196,8 @@ class Calling:
         priority: int | None = None,
         timeout: float | None = None,
         resources: Mapping[str, float] | None = None,
+        retry_on: Any = None,
+        retry_delay: float | None = None,
     ) -> SessionExecutor:
         """Return a `concurrent.futures.Executor` that runs calls on this session's workers.
 
@@ -203,7 +215,9 @@ class Calling:
         [1, 2]
         >>> burst.cleanup(force=True)
         """
-        return SessionExecutor(self._futures, pure=pure, notes=_notes(retries, priority, timeout, resources))
+        return SessionExecutor(
+            self._futures, pure=pure, notes=_notes(retries, priority, timeout, resources, retry_on, retry_delay)
+        )
 
     # ------------------------------------------------------------------ collections
 
@@ -240,19 +254,15 @@ class Calling:
         if not given:
             return []
         self.flush()
+
+        def schedule(expression: Any, names: list[Any], **_: Any) -> list[Stored]:
+            submitted = submit(self._link, expression, names, asked)
+            places = zip(names, numbers(submitted.outputs), strict=True)
+            return [Stored(key, submitted.run.run, number, self._link.store.url) for key, number in places]
+
+        # Dask knows how to take collections of every kind apart, and to put them together again.
         with shorten_traceback():
-            expression = collections_to_expr(given, optimize_graph).optimize()
-            keys = [list(flatten([names])) for names in expression.__dask_keys__()]
-        names = [key for some in keys for key in some]
-        plan = submit(self._link, expression, names, asked)
-        url = self._link.store.url
-        stored = {
-            key: Stored(key, plan.run, number, url) for key, number in zip(names, numbers(plan.outputs), strict=True)
-        }
-        kept = []
-        for collection, some in zip(given, keys, strict=True):
-            rebuild, state = collection.__dask_postpersist__()
-            kept.append(rebuild({key: stored[key] for key in some}, *state))
+            kept = list(dask.persist(*given, traverse=False, optimize_graph=optimize_graph, scheduler=schedule))
         return kept if many else kept[0]
 
     # ------------------------------------------------------------------ collecting
@@ -270,7 +280,7 @@ class Calling:
         Parameters
         ----------
         wait, timeout, since, on_error
-            As of `Run.collect`. Runs that were cancelled, or need what was, are not waited for.
+            As of `Run.collect`. Runs that were cancelled, and tasks that need what was, are not waited for.
 
         Raises
         ------
@@ -284,7 +294,9 @@ class Calling:
         if wait:
             self._wait_for(runs, timeout, since)
         asked = sync.run(in_parallel(Run._look, runs))
-        return collecting.collected(zip((run._view for run in runs), asked, strict=True), since, on_error)
+        views = [run._view for run in runs]
+        gone = sync.run(undone(self._link, views))
+        return collecting.collected(zip(views, asked, strict=True), since, on_error, gone)
 
     async def _all_runs(self) -> list[Run]:
         link = self._link
@@ -301,19 +313,26 @@ class Calling:
         for run in runs:
             if run.id in self._link.state.cancelled:
                 continue
+            left = None if deadline is None else max(1e-3, deadline - clock.monotonic())
             try:
-                run.wait(None if deadline is None else max(1e-3, deadline - clock.monotonic()))
+                run._wait(left, to_first_failure=False, leave=True)
             except WaitTimeout as error:
                 error.results = self.collect(since=since)
                 raise
-            except RunCancelled:
-                continue
 
 
 def _notes(
-    retries: int | None, priority: int | None, timeout: float | None, resources: Mapping[str, float] | None
+    retries: int | None,
+    priority: int | None,
+    timeout: float | None,
+    resources: Mapping[str, float] | None,
+    retry_on: Any,
+    retry_delay: float | None,
 ) -> dict[str, Any]:
     """Return what was asked for, checked, as annotations."""
-    asked = Asked.of({"retries": retries, "priority": priority, "resources": resources, "task_timeout": timeout})
+    given = {"retries": retries, "priority": priority, "resources": resources, "task_timeout": timeout}
+    asked = Asked.of(given | {"retry_on": retry_on, "retry_delay": retry_delay})
     notes: dict[str, Any] = {"retries": asked.retries, "priority": asked.priority, "timeout": asked.task_timeout}
-    return {name: value for name, value in notes.items() if value} | ({"resources": resources} if resources else {})
+    notes = {name: value for name, value in notes.items() if value} | ({"resources": resources} if resources else {})
+    tried = {"retry_on": retry_on, "retry_delay": retry_delay}
+    return notes | {name: value for name, value in tried.items() if value is not None}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Container, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -29,7 +29,7 @@ from burst_dask.protocol.frames import Buffer, compress, decompress
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Names, decode
 from burst_dask.serialize import Failure, load_failure, loads
-from burst_dask.submission import numbers
+from burst_dask.shapes import numbers
 
 #: Bytes of results that are fetched together and decoded before the next are.
 COLLECT_BYTES = 64 << 20
@@ -106,6 +106,11 @@ class Asked(NamedTuple):
     #: the other way round
     numbers: dict[Any, int]
 
+    def only(self, tasks: Iterable[int]) -> Asked:
+        """Return what of it is asked for now, in that order."""
+        names = {task: self.keys[task] for task in tasks}
+        return Asked(names, {name: number for number, name in names.items()})
+
 
 async def asked(view: RunView) -> Asked:
     """Return what was asked for in a run, at one request if that was a lot."""
@@ -122,8 +127,8 @@ async def asked(view: RunView) -> Asked:
 
 
 def finished(view: RunView, tasks: Iterable[int]) -> list[int]:
-    """Return those of `tasks` that are known to have an outcome."""
-    return [task for task in tasks if view.outcome(task) is not None]
+    """Return those of `tasks` that are known to have a result or an error; what was cancelled has neither."""
+    return [task for task in tasks if (found := view.outcome(task)) is not None and not found.cancelled]
 
 
 # ---------------------------------------------------------------------------- fetching
@@ -285,12 +290,15 @@ class Collected(Mapping[Any, Any]):
         Given as ``since=`` to the next `collect`, that returns only what is new.
     pending : int
         How many tasks had no outcome yet.
+    cancelled : int
+        How many tasks never will, because they, or what they need, were cancelled.
     """
 
-    def __init__(self, values: Mapping[Any, Any], token: str, pending: int) -> None:
+    def __init__(self, values: Mapping[Any, Any], token: str, pending: int, cancelled: int = 0) -> None:
         self._values = dict(values)
         self.token = token
         self.pending = pending
+        self.cancelled = cancelled
 
     def __getitem__(self, key: Any) -> Any:
         return self._values[key]
@@ -307,17 +315,31 @@ class Collected(Mapping[Any, Any]):
         return {key: value for key, value in self._values.items() if isinstance(value, TaskError)}
 
     def __repr__(self) -> str:
-        return f"<Collected: {len(self)} results, {len(self.errors)} of them errors; {self.pending} pending>"
+        cancelled = f", {self.cancelled} cancelled" if self.cancelled else ""
+        return f"<Collected: {len(self)} results, {len(self.errors)} of them errors; {self.pending} pending{cancelled}>"
 
 
-def collected(runs: Iterable[tuple[RunView, Asked]], since: str | Collected | None, on_error: OnError) -> Collected:
-    """Fetch what is done of these runs, in their order, as far as their views know."""
+def collected(
+    runs: Iterable[tuple[RunView, Asked]],
+    since: str | Collected | None,
+    on_error: OnError,
+    gone: Mapping[RunId, Container[int]] | None = None,
+) -> Collected:
+    """Fetch what is done of these runs, in their order, as far as their views know.
+
+    Parameters
+    ----------
+    gone
+        What cancelling leaves undone of each run.
+    """
     check_on_error(on_error)
     seen = Seen.of(since)
-    pending = 0
+    pending = cancelled = 0
     fresh: list[tuple[RunView, Asked, list[int]]] = []
     for view, wanted in runs:
-        pending += len(wanted.keys) - len(finished(view, wanted.keys))
+        given_up = _given_up(view, wanted.keys, (gone or {}).get(view.run, ()))
+        cancelled += given_up
+        pending += len(wanted.keys) - len(finished(view, wanted.keys)) - given_up
         fresh.append((view, wanted, seen.fresh(view, wanted.keys)))
     warn_if_large((view, tasks) for view, _, tasks in fresh)
     values: dict[Any, Any] = {}
@@ -328,7 +350,13 @@ def collected(runs: Iterable[tuple[RunView, Asked]], since: str | Collected | No
             if on_error == "raise" and isinstance(value, TaskError):
                 value.reraise()
             values[wanted.keys[task]] = value
-    return Collected(values, seen.token, pending)
+    return Collected(values, seen.token, pending, cancelled)
+
+
+def _given_up(view: RunView, tasks: Iterable[int], gone: Container[int]) -> int:
+    """Return how many of these tasks were cancelled, or need what was."""
+    outcomes = ((task, view.outcome(task)) for task in tasks)
+    return sum(task in gone if found is None else found.cancelled for task, found in outcomes)
 
 
 def check_on_error(on_error: str) -> None:
@@ -353,7 +381,8 @@ class Results(Mapping[Any, Any]):
         if key not in self._done:
             if key in self._wanted.numbers:
                 raise KeyError(
-                    f"task {key!r} was not done when these results were asked for; run.results() looks again"
+                    f"task {key!r} was not done when these results were asked for, or was cancelled; "
+                    "run.results() looks again"
                 )
             raise KeyError(f"no task {key!r} was asked for in run {self._view.run}")
         task = self._done[key]

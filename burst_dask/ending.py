@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from burst_dask.cancelling import undone
 from burst_dask.errors import ConfigError
-from burst_dask.journal.view import in_parallel
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Afford, Close, Extend
 from burst_dask.protocol.shard import object_key_name
+from burst_dask.shapes import numbers
 from burst_dask.store.base import listed
-from burst_dask.submission import numbers
 
 #: Seconds between looks at workers that have been told to end.
 ENDING_POLL = 0.5
@@ -65,14 +66,17 @@ async def incomplete(link: Link) -> list[RunId]:
     if await link.condition() != "open":
         return []
 
-    async def pending(run: RunId) -> RunId | None:
+    async def pending(run: RunId) -> RunView | None:
         view = await link.view(run)
         if view is None:
             return None
         await view.survey()
-        return run if view.totals().pending else None
+        return view if view.totals().pending else None
 
-    return [run for run in await in_parallel(pending, link.state.live_runs) if run is not None]
+    left = [view for view in await in_parallel(pending, link.state.live_runs) if view is not None]
+    gone = await undone(link, left)
+    # Counted now: that look may have found them done.
+    return [view.run for view in left if view.totals().pending > (gone[view.run].count if view.run in gone else 0)]
 
 
 async def close(link: Link) -> None:
@@ -112,6 +116,7 @@ def _is_kept(key: str, segments: set[str]) -> bool:
 async def _segments_to_keep(link: Link) -> set[str]:
     """Return the keys of the segments that hold an output of a run, or an error; others hold intermediates."""
     found: set[str] = set()
+    await link.bring_code()  # what was asked for is told with the function that puts it together
 
     async def of_run(run: RunId) -> None:
         view = await link.view(run)

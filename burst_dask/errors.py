@@ -16,6 +16,7 @@
     │   ├── UnpicklableTask         a task or its arguments cannot be pickled
     │   └── UnsupportedGraph        the graph needs something that workers do not share
     ├── TaskFailed              a task has an error as its outcome
+    │   ├── TaskCancelled           it was cancelled before it had begun
     │   ├── WorkerLost              workers died whenever they ran it
     │   ├── TaskTimeout             it ran for longer than its time limit
     │   ├── UnstorableResult        its result cannot be pickled
@@ -41,6 +42,7 @@ A message says what happened, what was kept, and what to do next.
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from typing import Any
 
 
@@ -98,6 +100,10 @@ class UnsupportedGraph(GraphError, NotImplementedError):
 
 class TaskFailed(BurstError):
     """A task has an error as its outcome."""
+
+
+class TaskCancelled(TaskFailed, CancelledError):
+    """The task was cancelled before it had begun, or needs one that was."""
 
 
 class WorkerLost(TaskFailed):

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from burst_dask import link as links
+from burst_dask import opening
 from burst_dask.errors import ConfigError, CorruptObject, UnknownId
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import SURVEY_PARALLEL, RunView, in_parallel
@@ -60,7 +60,7 @@ async def find(store: Store, identifier: str, author: Author) -> Link:
         Several sessions have that name; the message lists them.
     """
     if keys.is_id(identifier):
-        link = await links.attach(store, keys.session_of(identifier), author)
+        link = await opening.attach(store, keys.session_of(identifier), author)
         if link is not None:
             return link
     there = await sessions_in(store)
@@ -75,7 +75,7 @@ async def find(store: Store, identifier: str, author: Author) -> Link:
             + "\n  ".join(lines[:CANDIDATES])
             + more
         )
-    if named and (link := await links.attach(store, named[0].session, author)) is not None:
+    if named and (link := await opening.attach(store, named[0].session, author)) is not None:
         return link
     known = [one.session for one in there] + [manifest.name for manifest in readable if manifest.name]
     session = keys.session_of(identifier) if keys.is_id(identifier) else identifier

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import threading
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 
 from burst_dask import sync
+from burst_dask.cancelling import undone
 from burst_dask.errors import BurstError, StoreUnavailable
 from burst_dask.futures import Future
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
 from burst_dask.protocol import policy
+from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Cancel
 from burst_dask.watching import Watch
 
+#: Seconds between looks into the session log, for what others have cancelled: at first, and at most.
+FOLLOW = (5.0, 30.0)
 #: Runs looked at in one round: the oldest ones, the newest, and one of the others in turn.
 OLDEST = 4
 
@@ -24,8 +29,10 @@ OLDEST = 4
 class _Followed:
     """A run with pending futures."""
 
-    def __init__(self, link: Link, view: RunView, futures: dict[int, Future]) -> None:
+    def __init__(self, link: Link, view: RunView, futures: dict[int, Future], own: bool) -> None:
         self.view = view
+        #: whether all that the run computes are futures of this process
+        self.own = own
         #: global number -> future, of those without an outcome
         self.futures = futures
         self.since = link.clock.monotonic()
@@ -55,28 +62,64 @@ class Follower:
         self._task: cf.Future[None] | None = None
         #: entries under way that cancel runs
         self._cancelling: set[cf.Future[None]] = set()
+        #: run, and whether by force -> tasks that are to be cancelled, and whether with them the whole run
+        self._dropped: dict[tuple[RunId, bool], tuple[Bitmap, bool]] = {}
+        self._telling = False
+        #: number of the session entry up to which cancellations were heeded
+        self._heeded = 0
         self._added = asyncio.Event()
         self._turn = 0
 
-    def follow(self, view: RunView, futures: Mapping[int, Future]) -> None:
-        """Follow a run until each of these has ended; futures by global number. Called on the loop."""
+    def follow(self, view: RunView, futures: Mapping[int, Future], own: bool = True) -> None:
+        """Follow a run until each of these has ended; futures by global number. Called on the loop.
+
+        Parameters
+        ----------
+        own
+            Whether the run was submitted for these futures alone: it is cancelled when all of them are.
+        """
         with self._lock:
-            self._runs[view.run] = _Followed(self._link, view, dict(futures))
+            known = self._runs[view.run].futures if view.run in self._runs else {}
+            self._runs[view.run] = _Followed(self._link, view, {**known, **futures}, own)
             start, self._under_way = not self._under_way, True
         self._added.set()
         if start:
             self._task = sync.start(self._follow())
 
-    def drop(self, run: RunId, number: int) -> None:
-        """Follow one future no longer, as it is cancelled; cancel its run if none is left of that."""
+    def drop(self, run: RunId, numbers: Iterable[int], force: bool = False) -> None:
+        """Follow some futures no longer, and let nobody start their tasks; cancel the run if none is left of that."""
         with self._lock:
             followed = self._runs.get(run)
-            if followed is None or followed.futures.pop(number, None) is None or followed.futures:
+            if followed is None:
                 return
-            del self._runs[run]
-        under_way = sync.start(self._link.append(Cancel(run)))
-        self._cancelling.add(under_way)
-        under_way.add_done_callback(self._cancelling.discard)
+            gone = [number for number in numbers if followed.futures.pop(number, None) is not None]
+            if not gone:
+                return
+            if not followed.futures:
+                del self._runs[run]
+            if not followed.own:
+                return
+            tasks, _ = self._dropped.get((run, force), (EMPTY, False))
+            self._dropped[run, force] = tasks | Bitmap.of(gone), not followed.futures
+            start, self._telling = not self._telling, True
+        if start:
+            under_way = sync.start(self._tell())
+            self._cancelling.add(under_way)
+            under_way.add_done_callback(self._cancelling.discard)
+
+    async def _tell(self) -> None:
+        """Tell workers of cancelled tasks: those that are cancelled while an entry is on its way share the next."""
+        while True:
+            with self._lock:
+                dropped, self._dropped = self._dropped, {}
+                self._telling = bool(dropped)
+            if not dropped:
+                return
+            for (run, force), (tasks, whole) in dropped.items():
+                try:
+                    await self._link.append(Cancel(run, force, EMPTY if whole else tasks))
+                except BurstError as error:
+                    warnings.warn(f"tasks of run {run} may run though they were cancelled: {error}", stacklevel=1)
 
     def close(self) -> None:
         """Cancel all pending futures, and return when nothing is looked at any more, the workers neither."""
@@ -138,10 +181,13 @@ class Follower:
                 if self._over():
                     return
                 await link.guard.check()
-                if clock.monotonic() - followed_at >= policy.patience(waited, 5.0, 30.0):
+                if clock.monotonic() - followed_at >= policy.patience(waited, *FOLLOW):
                     followed_at = clock.monotonic()
                     await link.follow()
-                    self._drop_cancelled()
+                    self._heeded = -1  # what ran when it was cancelled may have ended
+                if self._heeded != link.state.next:
+                    self._heeded = link.state.next
+                    await self._drop_cancelled()
                 away_since = clock.monotonic()
             except StoreUnavailable:
                 # A laptop that slept, a network that is gone for a while: the runs go on.
@@ -184,9 +230,13 @@ class Follower:
             self._under_way = bool(self._runs)
             return not self._under_way
 
-    def _drop_cancelled(self) -> None:
+    async def _drop_cancelled(self) -> None:
+        """End the futures of tasks that nobody will run any more, because they, or what they need, were cancelled."""
         with self._lock:
-            gone = [self._runs.pop(run) for run in self._link.state.cancelled if run in self._runs]
-        for followed in gone:
-            for future in list(followed.futures.values()):
-                future.cancel()  # and what depends on it
+            runs = dict(self._runs)
+        gone = await undone(self._link, [followed.view for followed in runs.values()])
+        for run, lost in gone.items():
+            followed = runs[run]
+            for number in [number for number in list(followed.futures) if number in lost]:
+                if (future := followed.futures.pop(number, None)) is not None:
+                    future.end(cancel=True)

@@ -31,7 +31,7 @@ class Owner(Protocol):
     def hurry(self) -> None:
         """Write what is waiting to be written, without waiting for it."""
 
-    def cancel(self, future: Future) -> bool:
+    def cancel(self, future: Future, force: bool = False) -> bool:
         """Cancel a future and those that depend on it."""
 
 
@@ -132,13 +132,18 @@ class Future(TaskRef, cf.Future):  # type: ignore[misc, type-arg]
             raise ConfigError(f"task {self.key!r} was not submitted, so there is nothing to replay")
         return sync.run(replaying.prepare(self.view, self.key))()
 
-    def cancel(self) -> bool:
+    def cancel(self, force: bool = False) -> bool:
         """Give the task up, and what depends on it; tell whether it is cancelled.
 
-        One that was not yet submitted never is. One that was is not started any more when all that
-        were submitted together with it are cancelled or done; else it may run, and its result is not used.
+        It is not started any more. If it runs already, it is let finish, and its result is kept in the store though
+        this future does not have it.
+
+        Parameters
+        ----------
+        force
+            End the task if it runs; as of `Run.cancel`.
         """
-        return self.owner.cancel(self)
+        return self.owner.cancel(self, force)
 
     def end(self, error: BaseException | None = None, *, cancel: bool = False) -> None:
         """Let those know who wait, unless it has ended already."""
@@ -157,6 +162,9 @@ class Future(TaskRef, cf.Future):  # type: ignore[misc, type-arg]
     def settle(self) -> None:
         """Take in that the task has an outcome; its result or error is fetched when it is asked for."""
         outcome = None if self.view is None else self.view.outcome(self.number)
+        if outcome is not None and outcome.cancelled:
+            self.end(cancel=True)
+            return
         self.end(None if outcome is not None and outcome.done else _FAILED)
 
     def _invoke_callbacks(self) -> None:

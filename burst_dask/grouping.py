@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import dask
-from dask._task_spec import Alias, Dict, List, Task, TaskRef, parse_input
+from dask._task_spec import Alias, Dict, GraphNode, List, Task, TaskRef, parse_input
 from dask.tokenize import tokenize
 from dask.utils import funcname
 
@@ -28,10 +28,11 @@ from burst_dask import sync
 from burst_dask.errors import ConfigError, GraphError, UnpicklableTask, UnsupportedGraph
 from burst_dask.following import Follower
 from burst_dask.futures import Future
-from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize
+from burst_dask.graph import Annotations, Outside, ShardedGraph, Stored, materialize
 from burst_dask.graph.blame import blame
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
+from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Plan
 from burst_dask.serialize import fault
 from burst_dask.submission import check_open, shard, store_run
@@ -48,9 +49,11 @@ _COPIED = 1000
 
 class _Call(NamedTuple):
     future: Future
-    node: Task
+    node: GraphNode
     #: annotations
     notes: dict[str, Any]
+    #: whether its key was drawn
+    drawn: bool = False
 
 
 @dataclass
@@ -99,6 +102,8 @@ class Futures:
         self._dependents: weakref.WeakKeyDictionary[Future, list[Future]] = weakref.WeakKeyDictionary()
         #: errors of groups that nobody has been told of
         self._errors: list[BaseException] = []
+        #: fingerprints of the group that is being written, in a resumed session
+        self._prints: Mapping[Any, bytes] = {}
         #: the pure ones are kept, to be given again
         self._pure: dict[Any, Future] = {}
         _at_exit(self)
@@ -119,7 +124,7 @@ class Futures:
         check_open(self.link)
         if not callable(function):
             raise ConfigError(f"{function!r} cannot be called: the first argument of submit is a function")
-        args, kwargs = tuple(args), dict(kwargs)
+        args, kwargs, drawn = tuple(args), dict(kwargs), key is None and not pure
         if key is None:
             mark = tokenize(function, args, kwargs) if pure else self.link.author.entropy.token(16)
             key = f"{funcname(function)}-{mark}"
@@ -140,7 +145,7 @@ class Futures:
             for need in needs:
                 if need is not None and not need.done():
                     self._dependents.setdefault(need, []).append(future)
-            self._add(_Call(future, node, {**_annotated(key), **(notes or {})}))
+            self._add(_Call(future, node, {**_annotated(key), **(notes or {})}, drawn))
             if pure:
                 self._pure[key] = future
         return future
@@ -223,7 +228,7 @@ class Futures:
 
     async def _write(self, group: _Group) -> None:
         """Store a group as a run; calls that cannot be pickled, and what depends on them, fail alone."""
-        left = dict(group.calls)
+        left = await self._resume(self._submittable(dict(group.calls)))
         refused: BaseException | None = None
         while left := self._submittable(left):
             try:
@@ -236,20 +241,44 @@ class Futures:
                     left[key].future.end(reason)
                 refused = error
                 continue
-            view = RunView(self.link.store, plan)
-            followed = {}
-            for key, number in places.items():
-                self.link.futures[key] = plan.run, number
-                future = left[key].future
-                future.view, future.number = view, number
-                followed[number] = future
-            self.follower.follow(view, followed)
-            for future in followed.values():
-                if future.cancelled():  # meanwhile
-                    self.follower.drop(view.run, future.number)
+            self._place(RunView(self.link.store, plan), {number: left[key].future for key, number in places.items()})
             break
         if refused is not None:
             raise refused
+
+    def _place(self, view: RunView, futures: dict[int, Future], own: bool = True) -> None:
+        """Note where futures are, and follow them."""
+        for number, future in futures.items():
+            self.link.futures[future.key] = view.run, number
+            future.view, future.number = view, number
+        self.follower.follow(view, futures, own)
+        for future in futures.values():
+            if future.cancelled():  # meanwhile
+                self.follower.drop(view.run, [future.number])
+
+    async def _resume(self, calls: dict[Any, _Call]) -> dict[Any, _Call]:
+        """Find what earlier runs have of some calls; return those that are to be submitted."""
+        earlier = self.link.earlier
+        if earlier is None or not calls:
+            return calls
+        drawn = {key for key, call in calls.items() if call.drawn}
+        reuse = await earlier.look({key: call.node for key, call in calls.items()}, drawn)
+        earlier.know(reuse.prints.of)
+        self._prints = reuse.recorded()
+        left: dict[Any, _Call] = {}
+        found: dict[RunId, tuple[RunView, dict[int, Future]]] = {}
+        for key, call in calls.items():
+            place = reuse.place(key, lasting=True)
+            if place is None:
+                left[key] = call
+            elif place[0].own:
+                found.setdefault(place[0].run, (place[0].view, {}))[1][place[1]] = call.future
+            else:
+                left[key] = call._replace(node=Stored(key, place[0].run, place[1], self.link.store.url))
+        for view, futures in found.values():
+            self._place(view, futures, own=False)
+        earlier.warn(reuse, [key for key, call in left.items() if type(call.node) is not Stored])
+        return left
 
     def _submittable(self, calls: dict[Any, _Call]) -> dict[Any, _Call]:
         """Return the calls that nobody has cancelled and whose inputs there are, or will be."""
@@ -280,7 +309,9 @@ class Futures:
 
         def cut() -> ShardedGraph:
             dsk, _ = materialize({key: call.node for key, call in calls.items()}, names, outside)
-            return shard(link, dsk, names, annotations, outside)
+            sharded = shard(link, dsk, names, annotations, outside)
+            sharded.prints = self._prints
+            return sharded
 
         sharded = await asyncio.to_thread(cut)
         priority = max(annotations.get("priority", {}).values(), default=0)
@@ -292,9 +323,9 @@ class Futures:
 
     # ------------------------------------------------------------------ the end
 
-    def cancel(self, future: Future) -> bool:
+    def cancel(self, future: Future, force: bool = False) -> bool:
         """Cancel a future and those that depend on it."""
-        stack = [future]
+        stack, numbers = [future], dict[RunId, list[int]]()
         while stack:
             one = stack.pop()
             if one.done():
@@ -303,7 +334,9 @@ class Futures:
             with self._lock:
                 stack += self._dependents.get(one, [])
             if one.view is not None:
-                self.follower.drop(one.view.run, one.number)
+                numbers.setdefault(one.view.run, []).append(one.number)
+        for run, tasks in numbers.items():
+            self.follower.drop(run, tasks, force)
         return future.cancelled()
 
     def close(self) -> None:

@@ -118,8 +118,8 @@ class Guard:
         link = self._link
         try:
             return await link.start_workers()
-        except CloudError as error:
-            hopeful = isinstance(error, CloudUnavailable | CloudLimit | AccessDenied | CredentialsMissing)
+        except (CloudError, ConfigError) as error:  # the latter where boto3 is not installed
+            hopeful = isinstance(error, CloudUnavailable | CloudLimit | AccessDenied | CredentialsMissing | ConfigError)
             if not hopeful and not (await link.seen()).status.alive:
                 raise
             link.warn(f"workers of session {link.session} are not started now: {error}")
@@ -149,9 +149,10 @@ class Guard:
         self._restarts += 1
         if self._restarts > RESTARTS:
             why = f" The last one: {last.message}" if last is not None and last.message else ""
+            said = await asyncio.to_thread(fleet.describe)
             raise FleetError(
                 f"the workers of session {self._link.session} keep ending before they finish a task.{why} "
-                f"What is done is kept, and others may go on: {self._link.worker_line()} ({fleet.describe()})"
+                f"What is done is kept, and others may go on: {self._link.worker_line()} ({said})"
             )
 
     async def _check_refusals(self) -> None:

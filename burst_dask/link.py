@@ -8,12 +8,12 @@ import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
+from burst_dask.environment.preparing import bring_code
 from burst_dask.errors import (
-    BurstError,
     CloudError,
     ConfigError,
     StoreAccessDenied,
@@ -30,18 +30,16 @@ from burst_dask.protocol.records import (
     Attach,
     Ended,
     Manifest,
-    Open,
-    Scale,
     SessionAction,
-    SessionEntry,
     decode,
-    encode,
 )
-from burst_dask.protocol.session import CLOCKS_AGREE, SessionState, fold
+from burst_dask.protocol.session import CLOCKS_AGREE, SessionState
 from burst_dask.report import WorkersStatus
 from burst_dask.scaling.healer import Elastic, Healer
-from burst_dask.store import Store, probe
-from burst_dask.store.base import listed
+from burst_dask.store import Store
+
+if TYPE_CHECKING:
+    from burst_dask.resuming import Earlier
 
 #: Views of runs kept, each with small results that came with it.
 VIEWS = 32
@@ -71,8 +69,14 @@ class Link:
     fleet: Fleet | None = None
     #: where the futures of this client are: Dask key -> run and global number there
     futures: dict[Any, tuple[RunId, int]] = field(default_factory=dict)
+    #: what was computed before, in a session that was resumed
+    earlier: Earlier | None = None
+    #: whether the session's own code is to be put on the path before results are unpickled
+    lacks_code: bool = False
     #: what is known of runs, so that a second look at one reads only what is new
     views: dict[RunId, RunView] = field(default_factory=dict)
+    #: run and plan shard -> what each task there depends on, of shards with tasks that need something cancelled
+    needs: dict[tuple[RunId, int], tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     #: number of the newest sign of a client, and the store's dates of entry 0 and of that one
     _dates: tuple[int, float, float] = (-1, 0.0, 0.0)
     #: by how much the store's clock is ahead of this machine's; None while it was not read
@@ -133,6 +137,12 @@ class Link:
             while len(self.views) > VIEWS:
                 del self.views[next(iter(self.views))]
         return view
+
+    async def bring_code(self) -> None:
+        """Put the code that the session brings on this process's path, once: results may be of its classes."""
+        if self.lacks_code:
+            await bring_code(self.store, self.session, self.manifest.environment.code)
+            self.lacks_code = False
 
     # ------------------------------------------------------------------ the deadline
 
@@ -300,7 +310,7 @@ class Link:
         """Start the workers that are missing. What a cloud refuses is a warning: the work is written down."""
         try:
             return await self.start_workers()
-        except CloudError as error:
+        except (CloudError, ConfigError) as error:
             self.warn(str(error))
             return 0
 
@@ -313,46 +323,3 @@ class Link:
     def worker_line(self) -> str:
         """Return the command that starts workers anywhere."""
         return f"burst worker --session {self.session} --store '{self.store.url}'"
-
-
-async def create(link: Link, workers: int | None, code: bytes = b"") -> None:
-    """Write the session down, and the code that it brings, on a store that keeps the protocol's promises.
-
-    What fails on the way leaves nothing behind, as far as the store allows.
-    """
-    await probe(link.store, link.author.entropy)
-    try:
-        await link.append(Open())
-        if workers is not None:
-            await link.append(Scale(workers))
-        if code:
-            await link.store.put(keys.code(link.session, link.manifest.environment.code), code)
-        # Last: sessions are listed by their manifests, so none is listed that is not there whole.
-        there = not await link.store.create(keys.manifest(link.session), encode(link.manifest))
-    except BaseException:
-        with contextlib.suppress(BurstError):
-            left = [meta.key async for meta in listed(link.store, keys.session_prefix(link.session))]
-            await link.store.delete([*left, keys.manifest(link.session)])
-        raise
-    if there:
-        raise ConfigError(f"there is a session {link.session} already; try again")
-
-
-async def attach(store: Store, session: SessionId, author: log.Author) -> Link | None:
-    """Return the link to a session that is there, or None."""
-    key = keys.manifest(session)
-    data = await store.get(key)
-    if data is None:
-        return None
-    manifest = decode(Manifest, key, data)
-    return Link(store, manifest, Settings.of(**manifest.settings), author, await _read_state(store, session))
-
-
-async def _read_state(store: Store, session: SessionId) -> SessionState:
-    """Return the state of a session, reading its log in parallel."""
-    names = [meta.key async for meta in listed(store, keys.session_log(session))]
-    bodies = await in_parallel(store.get, names)
-    entries = [decode(SessionEntry, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
-    if not entries:  # somebody's cleanup was interrupted: it can only be repeated
-        return SessionState(closed=True)
-    return fold(entries)

@@ -1,38 +1,62 @@
-"""The store that a client means: by its URL, by a path, or one that is open."""
+"""The beginning of a session, and the way back to one that is there."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import Any
+import contextlib
 
-from burst_dask.errors import ConfigError
-from burst_dask.store import Hedging, Store, default_url, open_store
-from burst_dask.store.address import Address
-
-
-def opened(store: str | os.PathLike[str] | Store | None, options: Mapping[str, Any]) -> Store:
-    """Return the store that a client means."""
-    if isinstance(store, str | os.PathLike) or store is None:
-        new = open_store(store, **options)
-        # A person waits here, and of many reads of a remote store some are slow.
-        return Hedging(new) if is_remote(new.url) else new
-    if options:
-        raise ConfigError(f"{', '.join(options)}: an open store takes no options")
-    return store
+from burst_dask.config import Settings
+from burst_dask.errors import BurstError, ConfigError
+from burst_dask.journal import log
+from burst_dask.journal.view import in_parallel
+from burst_dask.link import Link
+from burst_dask.protocol import keys
+from burst_dask.protocol.keys import SessionId
+from burst_dask.protocol.records import Manifest, Open, Scale, SessionEntry, decode, encode
+from burst_dask.protocol.session import SessionState, fold
+from burst_dask.store import Store, probe
+from burst_dask.store.base import listed
 
 
-def address_of(store: str | os.PathLike[str] | Store | None, options: Mapping[str, str]) -> Address:
-    """Return the address of what `opened` opens; nothing is opened or created."""
-    if isinstance(store, str | os.PathLike) or store is None:
-        return Address.parse(default_url() if store is None else store, **options)
-    return Address.parse(store.url)
+async def create(link: Link, workers: int | None, code: bytes = b"") -> None:
+    """Write the session down, and the code that it brings, on a store that keeps the protocol's promises.
 
-
-def is_remote(url: str) -> bool:
-    """Tell whether reads go over a network.
-
-    >>> is_remote("s3://bucket/prefix"), is_remote("file:///data"), is_remote("slow+file:///data")
-    (True, False, True)
+    What fails on the way leaves nothing behind, as far as the store allows.
     """
-    return not url.startswith(("file://", "memory://"))
+    await probe(link.store, link.author.entropy)
+    try:
+        await link.append(Open())
+        if workers is not None:
+            await link.append(Scale(workers))
+        if code:
+            await link.store.put(keys.code(link.session, link.manifest.environment.code), code)
+        # Last: sessions are listed by their manifests, so none is listed that is not there whole.
+        there = not await link.store.create(keys.manifest(link.session), encode(link.manifest))
+    except BaseException:
+        with contextlib.suppress(BurstError):
+            left = [meta.key async for meta in listed(link.store, keys.session_prefix(link.session))]
+            await link.store.delete([*left, keys.manifest(link.session)])
+        raise
+    if there:
+        raise ConfigError(f"there is a session {link.session} already; try again")
+
+
+async def attach(store: Store, session: SessionId, author: log.Author) -> Link | None:
+    """Return the link to a session that is there, or None."""
+    key = keys.manifest(session)
+    data = await store.get(key)
+    if data is None:
+        return None
+    manifest = decode(Manifest, key, data)
+    state = await _read_state(store, session)
+    lacks = bool(manifest.environment.code)
+    return Link(store, manifest, Settings.of(**manifest.settings), author, state, lacks_code=lacks)
+
+
+async def _read_state(store: Store, session: SessionId) -> SessionState:
+    """Return the state of a session, reading its log in parallel."""
+    names = [meta.key async for meta in listed(store, keys.session_log(session))]
+    bodies = await in_parallel(store.get, names)
+    entries = [decode(SessionEntry, name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
+    if not entries:  # somebody's cleanup was interrupted: it can only be repeated
+        return SessionState(closed=True)
+    return fold(entries)

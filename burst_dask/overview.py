@@ -7,8 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
-from burst_dask import link as links
-from burst_dask import sync
+from burst_dask import opening, sync
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
 from burst_dask.errors import ConfigError, CorruptObject
@@ -18,7 +17,7 @@ from burst_dask.journal.log import Author
 from burst_dask.journal.view import SURVEY_PARALLEL, in_parallel
 from burst_dask.link import Link
 from burst_dask.lists import SessionList, SessionRow
-from burst_dask.opening import opened
+from burst_dask.places import opened
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Close, Manifest, SessionEntry, decode
@@ -109,7 +108,7 @@ async def _glance(store: Store, manifest: Manifest, author: Author) -> SessionRo
         if data is None or not isinstance(decode(SessionEntry, key, data).action, Close):
             state = "open"
     if state == "open" and _may_be_over(manifest, min(dates.values()), newest, author):
-        link = await links.attach(store, session, author)
+        link = await opening.attach(store, session, author)
         state = "closed" if link is None else await link.condition()
     return SessionRow(
         id=session,
@@ -131,7 +130,7 @@ def _may_be_over(manifest: Manifest, opened: float, newest: float, author: Autho
 async def _attach(store: Store, row: SessionRow, author: Author) -> Link | None:
     """Return the link to a session, None when it is gone or an entry of its log is damaged."""
     with contextlib.suppress(CorruptObject):
-        return await links.attach(store, SessionId(row.id), author)
+        return await opening.attach(store, SessionId(row.id), author)
     return None
 
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from burst_dask import collecting, replaying, report, sync, tasklogs
+from burst_dask.cancelling import Undone, undone
 from burst_dask.collecting import Collected, Results
 from burst_dask.errors import (
     ConfigError,
@@ -32,9 +33,9 @@ from burst_dask.lists import Story
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Cancel, Plan
 from burst_dask.report import RunStatus
+from burst_dask.shapes import numbers, unpack
 from burst_dask.statuses import run_status, survey_workers
 from burst_dask.stories import tell_run, tell_task
-from burst_dask.submission import numbers, unpack
 from burst_dask.tasklogs import TaskLog
 from burst_dask.watching import Watch
 
@@ -52,9 +53,19 @@ class Run:
         ``<session>.<own part>``.
     """
 
-    def __init__(self, link: Link, plan: Plan | RunView, *, attached: bool, progress: bool | None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        plan: Plan | RunView,
+        *,
+        attached: bool,
+        progress: bool | None,
+        outputs: bytes | None = None,
+    ) -> None:
         self._link = link
         self._view = plan if isinstance(plan, RunView) else RunView(link.store, plan)
+        #: the shape of what was asked for here, which may be less than when the run was submitted
+        self._shape = self._view.plan.outputs if outputs is None else outputs
         self._attached = attached
         self._progress = progress
         #: whether this client has told the workers that it waits: who submits has
@@ -114,7 +125,7 @@ class Run:
             outputs = self._outputs()
             collecting.warn_if_large([(self._view, outputs)])
             values = dict(collecting.decoded(self._view, outputs, names))
-        return unpack(self._view.plan.outputs, values.__getitem__)
+        return unpack(self._shape, values.__getitem__)
 
     def collect(
         self,
@@ -163,9 +174,9 @@ class Run:
             except WaitTimeout as error:
                 error.results = self.collect(since=since)
                 raise
-        wanted = sync.run(self._look())
+        wanted, gone = sync.run(self._look()), sync.run(self._undone())
         with self._detaching():
-            return collecting.collected([(self._view, wanted)], since, on_error)
+            return collecting.collected([(self._view, wanted)], since, on_error, gone)
 
     def results(self) -> Results:
         """Return what is done so far as a mapping that fetches each result when it is looked at."""
@@ -217,6 +228,7 @@ class Run:
         Exception
             The task's own: ``import pdb; pdb.post_mortem()`` stands where it was raised.
         """
+        sync.run(self._link.bring_code())
         return sync.run(replaying.prepare(self._view, key))()
 
     def done(self) -> bool:
@@ -269,7 +281,9 @@ class Run:
 
         async def look() -> RunStatus:
             await self._link.follow()
-            return await run_status(self._link, self._view, await survey_workers(self._link))
+            workers = await survey_workers(self._link)
+            gone = await undone(self._link, [self._view], workers.seen.alive)
+            return await run_status(self._link, self._view, workers, undone=gone.get(self.id))
 
         return sync.run(look())
 
@@ -308,11 +322,12 @@ class Run:
     # ------------------------------------------------------------------ inside
 
     def _outputs(self) -> list[int]:
-        return numbers(self._view.plan.outputs)
+        sync.run(self._link.bring_code())
+        return numbers(self._shape)
 
-    def _wait(self, timeout: float | None, *, to_first_failure: bool) -> Watch:
+    def _wait(self, timeout: float | None, *, to_first_failure: bool, leave: bool = False) -> Watch:
         check_timeout(timeout)
-        watch = Watch(self._link, self._view, self._outputs())
+        watch = Watch(self._link, self._view, self._outputs(), leave=leave)
         with self._detaching(), report.progress(self._progress, self.id) as update:
             sync.run(self._watch(watch, timeout, to_first_failure, update))
         return watch
@@ -366,10 +381,15 @@ class Run:
 
     async def _look(self) -> collecting.Asked:
         """Bring the view up to date; return what was asked for."""
+        await self._link.bring_code()
         await self._view.survey()
         if self._asked is None:
-            self._asked = await collecting.asked(self._view)
+            self._asked = (await collecting.asked(self._view)).only(numbers(self._shape))
         return self._asked
+
+    async def _undone(self) -> Mapping[RunId, Undone]:
+        await self._link.follow()
+        return await undone(self._link, [self._view])
 
     def _abandon(self) -> None:
         """Cancel, as far as the store allows: nobody waits for the run any more."""

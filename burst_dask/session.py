@@ -16,9 +16,8 @@ from dask.base import collections_to_expr, unpack_collections
 from dask.core import flatten
 from dask.utils import shorten_traceback
 
-from burst_dask import link as links
-from burst_dask import sync, tasklogs
-from burst_dask.arguments import check_cost, check_count, check_name, check_seconds, size, split
+from burst_dask import opening, sync, tasklogs
+from burst_dask.arguments import check_cost, check_count, check_name, check_resume, check_seconds, size, split
 from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.ending import afford, close, delete, extend, incomplete
@@ -30,16 +29,19 @@ from burst_dask.fleet.base import Logging, ProcessLog
 from burst_dask.fleets import can_start, choose, fleet_of
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
-from burst_dask.opening import address_of, opened
+from burst_dask.places import address_of, opened
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import Adapt, Cancel, Manifest, Scale
 from burst_dask.protocol.session import SessionState
+from burst_dask.reopening import Found, go_on, reopen
 from burst_dask.report import SessionStatus
+from burst_dask.resuming import Earlier
 from burst_dask.run import Run
+from burst_dask.shapes import Repack
 from burst_dask.statuses import session_status
 from burst_dask.store import Store, requests_of
-from burst_dask.submission import Asked, Repack, submit
+from burst_dask.submission import Asked, submit
 from burst_dask.tasklogs import TaskLog
 
 
@@ -68,6 +70,8 @@ class Session(Calling):
         given by name as well.
     name
         Shown to people; any text. `attach` takes it in the place of the id while no other session has it.
+    resume
+        Go on with the newest session of that `name`, if there is one; see Notes.
     code
         Local packages and modules that tasks import, such as ``["src/mypkg", "helpers.py"]``: workers get
         them as they are now.
@@ -91,7 +95,20 @@ class Session(Calling):
 
     Notes
     -----
-    Callbacks (`dask.callbacks`, `dask.diagnostics.ProgressBar`) are not called, as with
+    **Resuming.** With ``resume=True`` the same script may run again and again, whatever became of it before: what it
+    submits is computed only as far as an earlier run of the session has no result of it. A run that computes the
+    same goes on. In a changed graph the results of tasks with the same keys are used, if they were stored: what was
+    asked for, what went from one worker to another, and what took long. Failed tasks are tried again.
+
+    Keys that hold a token of Dask's are trusted, and those that you have chosen (``dask_key_name=``, ``key=``) as long
+    as function, arguments and all that the task depends on are the same. Keys that are others in each process, as
+    those of ``dask.delayed`` without ``pure=True`` are, are named in a `ResumeWarning`.
+
+    The session keeps its settings and its number of workers. If it has expired it is extended; if it is closed or past
+    its `absolute_timeout`, a new one is opened that uses its results as long as they are there. If Python, Dask, `code`
+    or `packages` have changed, a new session is opened that uses nothing.
+
+    **Callbacks** (`dask.callbacks`, `dask.diagnostics.ProgressBar`) are not called, as with
     distributed: they are about tasks that run in the client.
 
     Examples
@@ -101,10 +118,14 @@ class Session(Calling):
     >>> with burst:
     ...     dask.bag.from_sequence(range(10), npartitions=2).sum().compute()
     45
-    >>> burst.cleanup(force=True)
+    >>> again = Session("memory://session-doctest", name="nightly", resume=True, workers=1)
+    >>> again.id == Session(again.store, name="nightly", resume=True, workers=1).id
+    True
+    >>> burst.cleanup(force=True), again.cleanup(force=True)
+    (None, None)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all by name, and each of its own
         self,
         store: str | os.PathLike[str] | Store | None = None,
         *,
@@ -114,6 +135,7 @@ class Session(Calling):
         fleet: str | None = "auto",
         endpoint_url: str | None = None,
         name: str | None = None,
+        resume: bool = False,
         code: Sequence[str | os.PathLike[str]] = (),
         packages: Sequence[str] = (),
         progress: bool | None = None,
@@ -122,10 +144,24 @@ class Session(Calling):
         given = split(settings | size(cpu, memory, settings), endpoint_url)
         options = given.options
         check_name(name)
+        check_resume(resume, name)
         chosen = choose(fleet, address_of(store, options), workers, cpu, given)
         packed = pack(code, packages)
         place = opened(store, options)
         clock, entropy = SystemClock(), Entropy()
+        author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
+        self._progress = progress
+        self._entered: list[dask.config.set] = []
+        found = Found(None, None)
+        if resume and name is not None:
+            found = sync.run(reopen(place, name, author, packed.environment))
+        if found.link is not None:
+            link = self._link = found.link
+            said = settings | size(cpu, memory, settings)
+            if go_on(link, found.before, chosen.workers, said, chosen.settings) and link.workers:
+                link.fleet = fleet_of(link)
+                link.fleet.ensure(link.workers)  # what the session has stays when there cannot be any
+            return
         manifest = Manifest(
             session=SessionId(entropy.token(8)),
             name=name,
@@ -136,11 +172,10 @@ class Session(Calling):
             environment=packed.environment,
             fleet=chosen.fleet,
         )
-        author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
         self._link = Link(place, manifest, chosen.settings, author, SessionState())
-        self._progress = progress
-        self._entered: list[dask.config.set] = []
-        sync.run(links.create(self._link, chosen.workers, packed.archive))
+        sync.run(opening.create(self._link, chosen.workers, packed.archive))
+        if resume:
+            self._link.earlier = Earlier(self._link, found.before)
         if chosen.workers is not None:
             self._start()
 
@@ -230,7 +265,7 @@ class Session(Calling):
         traverse, optimize_graph
             As of `dask.compute`.
         **keywords
-            ``priority``, ``retries``, ``retry_on``, ``task_timeout`` and ``resources``, as of `get`.
+            ``priority``, ``retries``, ``retry_on``, ``retry_delay``, ``task_timeout`` and ``resources``, as of `get`.
 
         Examples
         --------
@@ -261,7 +296,8 @@ class Session(Calling):
             A key, or nested lists of keys.
         **keywords
             ``priority`` (int), ``retries`` (int), ``retry_on`` (classes of exceptions after which a task is tried
-            again, or their names; any by default), ``task_timeout`` (seconds that a try of a task may take) and
+            again, or their names; any by default), ``retry_delay`` (seconds before the second try; doubles with each,
+            up to a minute), ``task_timeout`` (seconds that a try of a task may take) and
             ``resources`` (dict) for all tasks of the graph that are not annotated otherwise (the annotation of a
             time limit is ``timeout``). ``num_workers``, ``pool`` and ``chunksize`` say how a
             scheduler in this process runs tasks and are without effect. All others are refused.
@@ -291,8 +327,8 @@ class Session(Calling):
 
     def _submit(self, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Run:
         self.flush()  # futures may be part of the graph
-        plan = submit(self._link, graph, names, asked, repack)
-        return Run(self._link, plan, attached=False, progress=self._progress)
+        run, outputs = submitted = submit(self._link, graph, names, asked, repack)
+        return Run(self._link, run, attached=not submitted.is_new, progress=self._progress, outputs=outputs)
 
     # ------------------------------------------------------------------ the default scheduler
 
@@ -397,8 +433,11 @@ class Session(Calling):
         return None if deadline is None else datetime.fromtimestamp(deadline, tz=UTC)
 
     def cancel(self, force: bool = False) -> None:
-        """Cancel all runs so far, as `Run.cancel` does with one of them; later ones are worked on."""
-        sync.run(self._link.append(Cancel(None, force)))
+        """Cancel all runs and calls so far, as `Run.cancel` does with one run; later ones are worked on."""
+        try:
+            self.flush()  # a call that was not yet written would become a later one
+        finally:
+            sync.run(self._link.append(Cancel(None, force)))
 
     def cleanup(self, force: bool = False) -> None:
         """Stop this session's workers, nobody else's, and delete what it has stored.
@@ -427,7 +466,7 @@ class Session(Calling):
         fleet = link.fleet or fleet_of(link)
         try:
             fleet.remove()
-        except CloudError as error:  # they see that the session is closed, if nobody may stop them
+        except (CloudError, ConfigError) as error:  # they see that the session is closed, if nobody may stop them
             warnings.warn(f"workers of session {self.id} end by themselves, within a minute: {error}", stacklevel=2)
         sync.run(delete(link, force))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from burst_dask import cancelling
+from burst_dask.cancelling import Undone
 from burst_dask.guard import notes
 from burst_dask.journal.view import RunView, Totals, in_parallel
 from burst_dask.link import Link, WorkersSeen
-from burst_dask.protocol.keys import RunId, WorkerId
+from burst_dask.protocol.keys import RunId
 from burst_dask.report import RunStatus, SessionStatus
 from burst_dask.store import cost_of, requests_of
 
@@ -52,20 +54,28 @@ async def survey_workers(link: Link, own: bool = True) -> Workers:
     )
 
 
-async def run_status(link: Link, view: RunView, workers: Workers, condition: str | None = None) -> RunStatus:
+async def run_status(
+    link: Link, view: RunView, workers: Workers, condition: str | None = None, undone: Undone | None = None
+) -> RunStatus:
     """Return how far the run of `view` is.
 
     Parameters
     ----------
     condition
         Of the session, as of `Link.condition`; None finds it out.
+    undone
+        What cancelling leaves undone of the run.
     """
     await view.survey()
     totals = view.totals()
     condition = condition or await link.condition()
+    running = 0
+    if totals.pending and condition == "open":
+        running = undone.running() if undone else cancelling.running(view, workers.seen.alive)
     is_cancelled = view.run in link.state.cancelled
-    running = _running(view, workers.seen.alive) if totals.pending and condition == "open" else 0
-    state = _state(totals, is_cancelled, condition)
+    gone = totals.pending - running if is_cancelled else undone.count if undone else 0
+    counts = _Counts(totals.done + totals.failed + totals.reserved, totals.pending - gone, totals.cancelled + gone)
+    state = _state(counts, is_cancelled, totals.failed, condition)
     ended = link.clock.wall()
     if state not in ("pending", "running") and not running:
         ended = await view.last_change() or view.plan.created
@@ -76,38 +86,38 @@ async def run_status(link: Link, view: RunView, workers: Workers, condition: str
         completed=totals.done,
         failed=totals.failed,
         running=running,
-        cancelled=totals.pending - running if is_cancelled else 0,
+        cancelled=counts.cancelled,
         elapsed=max(0.0, ended - view.plan.created),
         workers=workers.seen.status,
-        remaining=_remaining(view, totals, workers) if state in ("pending", "running") else None,
+        remaining=_remaining(view, totals, counts.left, workers) if state in ("pending", "running") else None,
         cost=workers.cost,
         size=view.plan.size + _stored(view),
     )
 
 
-def _running(view: RunView, alive: Iterable[WorkerId]) -> int:
-    """Return how many tasks are reserved by workers that live; what others had reserved waits to be taken over."""
-    living = frozenset(alive)
-    held = (shard.index for shard in view.shards.values() if shard.index.holder in living)
-    return sum(len(index.reserved - index.outcomes.all) for index in held)
+class _Counts(NamedTuple):
+    begun: int
+    #: that will have an outcome yet
+    left: int
+    cancelled: int
 
 
-def _state(totals: Totals, is_cancelled: bool, condition: str) -> str:
-    if not totals.pending:
-        return "failed" if totals.failed else "done"
-    if is_cancelled:
+def _state(counts: _Counts, is_cancelled: bool, failed: int, condition: str) -> str:
+    if is_cancelled and (counts.left or counts.cancelled):
         return "cancelled"
+    if not counts.left:
+        return "cancelled" if counts.cancelled else "failed" if failed else "done"
     if condition != "open":
         return "stopped"
-    return "running" if totals.done or totals.failed or totals.reserved else "pending"
+    return "running" if counts.begun else "pending"
 
 
-def _remaining(view: RunView, totals: Totals, workers: Workers) -> float | None:
+def _remaining(view: RunView, totals: Totals, left: int, workers: Workers) -> float | None:
     """Return the seconds that the rest takes if it is like what was, None when nothing was or nobody works."""
     ran = sum(shard.index.outcomes.ran for shard in view.shards.values())
     if not ran or not workers.threads:
         return None
-    return totals.pending * (totals.seconds / ran + OVERHEAD) / workers.threads
+    return left * (totals.seconds / ran + OVERHEAD) / workers.threads
 
 
 def _stored(view: RunView) -> int:
@@ -116,15 +126,25 @@ def _stored(view: RunView) -> int:
     return sum(place.end - place.start for place in places)
 
 
+async def _undone(link: Link, workers: Workers) -> Mapping[RunId, Undone]:
+    """Return what cancelling leaves undone of all runs; nothing is read while nothing is cancelled."""
+    if not link.state.cancelled and not link.state.cancelled_tasks:
+        return {}
+    views = await in_parallel(link.view, link.state.runs)
+    return await cancelling.undone(link, [view for view in views if view is not None], workers.seen.alive)
+
+
 async def session_status(link: Link, own: bool = True) -> SessionStatus:
     """Return the state of a session and of all its runs; `own` as of `survey_workers`."""
     await link.follow()
     workers = await survey_workers(link, own)
     condition = await link.condition()
 
+    undone = await _undone(link, workers)
+
     async def one(run: RunId) -> RunStatus | None:
         view = await link.view(run)
-        return None if view is None else await run_status(link, view, workers, condition)
+        return None if view is None else await run_status(link, view, workers, condition, undone.get(run))
 
     runs = await in_parallel(one, link.state.runs)
     deadline = await link.deadline()

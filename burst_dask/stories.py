@@ -90,10 +90,12 @@ def _of_task(view: RunView, id: ShardId, entries: Sequence[Entry], position: int
 def _outcome(view: RunView, outcomes: Outcomes, position: int, writer: str) -> str:
     if position in outcomes.done:
         return f"was completed by {writer}"
+    cancelled = position in outcomes.cancelled
     for cause, tasks in outcomes.upstream.items():
         if position in tasks:
-            return f"did not run, because task {cause} of {view.plan.tasks} had failed"
-    return f"failed on {writer}"
+            why = "was cancelled" if cancelled else "had failed"
+            return f"did not run, because task {cause} of {view.plan.tasks} {why}"
+    return f"was cancelled, as {writer} noted" if cancelled else f"failed on {writer}"
 
 
 async def _entries(view: RunView, shards: Iterable[ShardId]) -> dict[ShardId, list[Entry]]:

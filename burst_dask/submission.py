@@ -9,19 +9,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import cloudpickle
 import msgspec
+from dask.core import flatten
 
-from burst_dask import sync
-from burst_dask.errors import BurstError, ConfigError, StoreUnavailable, UnpicklableTask
-from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize, unpack_outputs
-from burst_dask.graph.shards import exceptions, numbers_in, seconds
+from burst_dask import shapes, sync
+from burst_dask.errors import BurstError, ConfigError, StoreUnavailable
+from burst_dask.graph import Annotations, Outside, ShardedGraph, materialize, without
+from burst_dask.graph.shards import exceptions, map_nested, pause, seconds
+from burst_dask.journal.view import RunView
 from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import AddRun, Names, Plan, encode
+from burst_dask.protocol.records import AddRun, Cancel, Names, Plan, encode
+from burst_dask.shapes import Repack, dump
 
+#: Plans of before name it by this module.
+Repacked = shapes.Repacked
 #: Packs that are sent at once; with 8 to 16 MiB each this bounds the memory of submission.
 UPLOADS = 4
 #: Threads to cut for when nobody has said how many workers there will be.
@@ -29,12 +33,25 @@ UNKNOWN_THREADS = 16
 #: Bytes of pickled keys that a plan, which every worker reads, may hold
 NAMES_INLINE = 32_768
 
-#: Takes the results of the collections, returns what `dask.compute` returns.
-Repack = Callable[[Any], Any]
+
+class Submitted(NamedTuple):
+    """Where what was asked for is computed."""
+
+    #: the plan of a new run, or the view of one of before that goes on
+    run: Plan | RunView
+    #: the shape of what was asked for, as `Plan.outputs`
+    outputs: bytes
+
+    @property
+    def is_new(self) -> bool:
+        return isinstance(self.run, Plan)
 
 
-def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Plan:
+def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Submitted:
     """Store a graph as a new run, tell the session's workers, and see to it that there are some.
+
+    In a resumed session an earlier run goes on instead, if it computes all that is asked for; else what earlier
+    runs have takes the place of tasks.
 
     Parameters
     ----------
@@ -53,16 +70,40 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
     check_open(link)
     outside = Outside(link.session, link.futures)
     dsk, annotations = materialize(graph, names, outside)
+    replaced: list[RunId] = []
+    recorded: Mapping[Any, bytes] = {}
+    if link.earlier is not None:
+        wanted = list(flatten([names]))
+        reuse = sync.run(link.earlier.look(dsk))
+        if (whole := reuse.whole(wanted)) is not None:
+            prior, found = whole
+            sync.run(link.have_workers())
+            return Submitted(prior.view, _shape_of(names, dict(zip(wanted, found, strict=True)), repack))
+        dsk, outside = without(dsk, wanted, outside, reuse.stored)
+        annotations = {name: {key: its[key] for key in its if key in dsk} for name, its in annotations.items()}
+        recorded, replaced = reuse.recorded(), reuse.replaced(wanted, outside.found.values())
+        link.earlier.warn(reuse, dsk, stacklevel=5)
     asked.annotate(dsk, annotations)
     sharded = shard(link, dsk, names, annotations, outside)
-
-    def finish() -> Plan:
-        plan = sharded.plan(created=link.clock.wall(), priority=asked.priority)
-        return plan if repack is None else msgspec.structs.replace(plan, outputs=_dump_repack(plan.outputs, repack))
-
-    plan = sync.run(store_run(link, sharded.run, sharded.packs(), finish))
+    sharded.prints = recorded
+    plan = _store(link, sharded, asked.priority, repack)
+    for run in replaced:
+        sync.run(link.append(Cancel(run)))
     sync.run(link.have_workers())
-    return plan
+    return Submitted(plan, plan.outputs)
+
+
+def _store(link: Link, sharded: ShardedGraph, priority: int, repack: Repack | None) -> Plan:
+    def finish() -> Plan:
+        plan = sharded.plan(created=link.clock.wall(), priority=priority)
+        return plan if repack is None else msgspec.structs.replace(plan, outputs=dump(plan.outputs, repack))
+
+    return sync.run(store_run(link, sharded.run, sharded.packs(), finish))
+
+
+def _shape_of(names: Any, numbers: Mapping[Any, int], repack: Repack | None) -> bytes:
+    outputs = pickle.dumps(map_nested(names, numbers.__getitem__), 5)
+    return outputs if repack is None else dump(outputs, repack)
 
 
 def check_open(link: Link) -> None:
@@ -126,48 +167,6 @@ async def store_run(
     return plan
 
 
-def _dump_repack(outputs: bytes, repack: Any) -> bytes:
-    try:
-        return bytes(cloudpickle.dumps(Repacked(outputs, repack)))
-    except Exception as error:
-        raise UnpicklableTask(
-            f"what is to be computed holds an object beside the collections that cannot be pickled: {error}. "
-            "Nothing was submitted"
-        ) from error
-
-
-# ---------------------------------------------------------------------------- the shape of the answer
-
-
-class Repacked(NamedTuple):
-    """What `Plan.outputs` holds for `Session.compute`: the shape of what the user gave."""
-
-    #: as `burst_dask.graph` writes it
-    outputs: bytes
-    #: takes the results of the collections, returns what `dask.compute` would have returned
-    repack: Repack
-
-
-def unpack(outputs: bytes, values: Callable[[int], Any]) -> Any:
-    """Return the answer of a run, out of the values of its outputs."""
-    shape = pickle.loads(outputs)  # noqa: S301 - who may write the store may run code, see README
-    if isinstance(shape, Repacked):
-        return shape.repack(unpack_outputs(shape.outputs, values))
-    return unpack_outputs(outputs, values)
-
-
-def numbers(outputs: bytes) -> list[int]:
-    """Return the global numbers of all that was asked for.
-
-    >>> numbers(pickle.dumps([3, [1]]))
-    [3, 1]
-    """
-    shape = pickle.loads(outputs)  # noqa: S301 - as above
-    if isinstance(shape, Repacked):
-        shape = pickle.loads(shape.outputs)  # noqa: S301 - as above
-    return list(numbers_in(shape))
-
-
 # ---------------------------------------------------------------------------- what is asked for
 
 
@@ -181,6 +180,8 @@ class Asked(NamedTuple):
     task_timeout: float | None = None
     #: exceptions, or names of such, after which a task may be tried again
     retry_on: Any = None
+    #: seconds before the second try of a task; the session's by default
+    retry_delay: float | None = None
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Asked:
@@ -202,6 +203,8 @@ class Asked(NamedTuple):
             seconds(result.task_timeout)
         if result.retry_on is not None:
             exceptions(result.retry_on)
+        if result.retry_delay is not None:
+            pause(result.retry_delay)
         if result.resources is not None and not isinstance(result.resources, Mapping):
             raise ConfigError(f"resources={result.resources!r}: must be a dict such as {{'GPU': 1}}")
         return result
@@ -213,6 +216,7 @@ class Asked(NamedTuple):
             ("resources", self.resources or None),
             ("timeout", self.task_timeout),
             ("retry_on", self.retry_on),
+            ("retry_delay", self.retry_delay),
         ):
             if value is not None:
                 annotations[name] = dict.fromkeys(dsk, value) | annotations.get(name, {})

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from burst_dask.cancelling import undone
 from burst_dask.errors import UnknownId
 from burst_dask.journal.names import find_task
 from burst_dask.journal.view import RunView, in_parallel
@@ -176,7 +177,8 @@ async def of_task(view: RunView, key: Any) -> TaskLog:
         notes.append("it has no outcome yet; what it prints is kept with each try that ends")
     if _lost_workers(view, owner.id, position):
         notes.append(
-            "workers died while this task was theirs to run: what it printed there is at most in their own logs"
+            "workers died while this task was theirs to run: what it printed there is at most in their own logs: "
+            "session.worker_logs()"
         )
     return replace(log, note="; ".join(notes))
 
@@ -249,8 +251,10 @@ class Follower:
     async def _over(self) -> bool:
         """Tell whether nothing more was to come when the last news was read."""
         link, readers = self._link, self._readers
-        ended = (run in link.state.cancelled or not reader.view.totals().pending for run, reader in readers.items())
-        if readers and all(ended):
+        going = {run: reader.view for run, reader in readers.items() if run not in link.state.cancelled}
+        gone = await undone(link, going.values())
+        left = (view.totals().pending - (gone[run].count if run in gone else 0) for run, view in going.items())
+        if readers and not any(left):
             return True
         # Closed or past its deadline: workers that are yet alive commit what they have.
         return await link.condition() != "open" and not (await link.seen()).status.alive

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from burst_dask import report
+from burst_dask.cancelling import undone
 from burst_dask.errors import RunCancelled, StoreUnavailable
-from burst_dask.journal import packs
 from burst_dask.journal.view import RunView
 from burst_dask.link import Link
 from burst_dask.protocol import policy
-from burst_dask.protocol.keys import RunId, ShardId
+from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.shard import Phase
 
 #: Seconds between surveys for a progress bar; each costs as much as a dozen looks or more.
@@ -37,12 +37,20 @@ class Watch:
     """
 
     def __init__(
-        self, link: Link, view: RunView, outputs: Iterable[int], settled: Callable[[int], object] | None = None
+        self,
+        link: Link,
+        view: RunView,
+        outputs: Iterable[int],
+        settled: Callable[[int], object] | None = None,
+        *,
+        leave: bool = False,
     ) -> None:
         self._link = link
         self._view = view
         #: called with each output whose outcome has become known: somebody wants each as soon as it is there
         self._settled = settled
+        #: whether outputs that nobody will make, because of what was cancelled, are not waited for
+        self._leave = leave
         self.pending: dict[int, list[int]] = {}
         for output in sorted(set(outputs)):
             self.pending.setdefault(view.plan.locate(output)[0], []).append(output)
@@ -70,6 +78,7 @@ class Watch:
         started = away_since = clock.monotonic()
         if known:
             await self._survey()
+            await self._heed()
         while self.pending and not (to_first_failure and self.failed is not None):
             if to_news and self.left < before:
                 break
@@ -174,13 +183,28 @@ class Watch:
         if waited - self._followed >= policy.patience(waited, 5.0, 30.0):
             self._followed = waited
             await self._link.follow()
-            if self.pending and (other := await cancelled_input(self._link, self._view)) is not None:
-                raise RunCancelled(
-                    f"run {self._view.run} cannot be completed: run {other}, of which it needs a result, was cancelled "
-                    "without it. What does not need it goes on, and collect() returns what is done"
-                )
-        if self.pending and self._view.run in self._link.state.cancelled:
+            await self._heed()
+        if self.pending and not self._leave and self._view.run in self._link.state.cancelled:
             raise _cancelled(self._view)
+
+    async def _heed(self) -> None:
+        """Raise if an output will never be there, because of what was cancelled; or wait for the others only."""
+        view = self._view
+        gone = (await undone(self._link, [view])).get(view.run) if self.pending else None
+        if gone is None:
+            return
+        self._advance(list(self.pending))
+        left = {number: [one for one in outputs if one not in gone] for number, outputs in self.pending.items()}
+        if self._leave:
+            self.pending = {number: outputs for number, outputs in left.items() if outputs}
+        elif view.run not in self._link.state.cancelled and sum(map(len, left.values())) < self.left:
+            what = "some of its own tasks were"
+            if gone.cause != view.run:
+                what = f"run {gone.cause}, of which it needs a result, was"
+            raise RunCancelled(
+                f"run {view.run} cannot be completed: {what} cancelled. "
+                "What does not need that goes on, and collect() returns what is done"
+            )
 
 
 def _cancelled(view: RunView) -> RunCancelled:
@@ -189,41 +213,3 @@ def _cancelled(view: RunView) -> RunCancelled:
         f"run {view.run} was cancelled with at least {totals.done} of its {totals.total} tasks done. "
         "What was committed is kept until the session is cleaned up"
     )
-
-
-async def cancelled_input(link: Link, view: RunView) -> RunId | None:
-    """Return a cancelled run of which a run needs a result that nobody computes any more, if there is one.
-
-    The run may need it by way of tasks of other runs. No request while no run of the session is cancelled.
-    """
-    cancelled = link.state.cancelled
-    if not cancelled or not view.plan.externals:
-        return None
-    alive = frozenset((await link.seen()).alive)
-    views: dict[RunId, RunView | None] = {}
-    dependencies: dict[tuple[RunId, int], tuple[tuple[int, ...], ...]] = {}
-    stack = list(view.plan.externals)
-    seen = set(stack)
-    while stack:
-        run, task = stack.pop()
-        if run not in views:
-            views[run] = other = await link.view(run)
-            if other is not None:
-                await other.survey()
-        other = views[run]
-        if other is None or other.outcome(task) is not None:
-            continue
-        if run in cancelled:
-            if other.owner(task)[0].index.holder in alive:
-                continue  # tasks that run are let finish
-            return run
-        plan = other.plan
-        shard, position = plan.locate(task)
-        if (run, shard) not in dependencies:
-            record = await packs.read_record(link.store.get_ranges, run, plan.shards[shard].place)
-            dependencies[run, shard] = record.dependencies
-        needs = dependencies[run, shard][position]
-        new = {(run, need) if need < plan.tasks else plan.externals[need - plan.tasks] for need in needs} - seen
-        seen |= new
-        stack += new
-    return None

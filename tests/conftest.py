@@ -6,10 +6,10 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,11 +25,17 @@ from burst_dask import Session
 
 if TYPE_CHECKING:
     from breaking import Case
-    from ecs_stand_in import EcsStandIn
+    from ecs_stand_in import Clock, EcsStandIn
 
+    from burst_dask.fleet.ecs import EcsFleet
     from burst_dask.protocol.keys import RunId
 
 pytest.register_assert_rewrite("contract")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--aws", action="store_true", help="use the AWS account of the environment, which costs money")
+    parser.addoption("--aws-limit", type=float, default=1.0, help="what that may cost at most, in USD")
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +79,36 @@ def ecs(ecs_moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("AWS_REGION", servers.REGION)
     yield stand_in
     stand_in.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Time that passes when somebody waits."""
+    from ecs_stand_in import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+def fleet_of(ecs: EcsStandIn, clock: Clock) -> Callable[..., EcsFleet]:
+    """Makes fleets on ECS whose tasks are no processes; takes `session`, and arguments as of `Session`."""
+    from ecs_stand_in import Impatient
+
+    from burst_dask.aws.stack import read_stack
+    from burst_dask.clock import Entropy
+    from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan
+
+    ecs.processes, ecs.now = False, clock.wall
+    clients = Impatient.of()
+    stack = read_stack(clients)
+    assert stack is not None
+    ecs.calls.clear()
+
+    def make(session: str = "sess1", cpu: float = 1, memory: int = 2 << 30, **arguments: Any) -> EcsFleet:
+        plan = EcsPlan.made(EcsArguments(**arguments), cpu, memory, clients, stack)
+        return EcsFleet(session, "s3://bucket/p", plan, clients=clients, clock=clock, entropy=Entropy(7))
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -184,3 +220,18 @@ async def case(healthy: tuple[RunId, dict[str, bytes]]) -> Case:
     from breaking import Case
 
     return await Case.copy_of(*healthy)
+
+
+@pytest.fixture
+def again(tmp_path: Path) -> Iterator[Callable[..., Session]]:
+    """Opens a session as a script does that runs again; the first call makes it. Workers are in this process."""
+    opened: list[Session] = []
+
+    def open_session(**settings: Any) -> Session:
+        settings = {"name": "nightly", "workers": 2, "wait_poll_min": 0.005, **settings}
+        opened.append(Session(f"memory://{tmp_path.name}", resume=True, progress=False, **settings))
+        return opened[-1]
+
+    yield open_session
+    for session in opened:
+        session.cleanup(force=True)

@@ -402,7 +402,7 @@ def test_a_failure_tells_what_pip_said_and_leaves_nothing_half_done(offline, tmp
         "this worker could not install there-is-none, which packages=[…] asks for. Nothing was claimed"
     )
     assert told.endswith("ERROR: No matching distribution found for there-is-none")
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock", ".failed"}
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock", ".failed", ".used"}
     wheel(offline, "there_is_none")
     assert (install(["there-is-none"], tmp_path / "cache") / "there_is_none.py").exists()  # a new try is a new try
     assert not list((tmp_path / "cache").glob("*.failed"))
@@ -454,7 +454,7 @@ def test_a_worker_that_is_stopped_ends_pip(tmp_path, monkeypatch):
     asyncio.run(main())
     with pytest.raises(ProcessLookupError):
         os.kill(int(up.read_text()), 0)
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock", ".used"}
 
 
 def test_a_pip_that_hangs_is_given_up(tmp_path, monkeypatch):

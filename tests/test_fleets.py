@@ -1,5 +1,6 @@
 """Which fleet a session has: what is chosen when it is opened, and what clients do when it cannot be asked."""
 
+import threading
 import warnings
 
 import dask
@@ -18,6 +19,7 @@ from burst_dask.errors import (
     ConfigError,
     CredentialsExpired,
     CredentialsMissing,
+    FleetError,
 )
 from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan
 from burst_dask.fleet.inprocess import InProcessFleet
@@ -167,7 +169,7 @@ def refused(alone, monkeypatch):
     return refused
 
 
-@pytest.mark.parametrize("kind", [CloudUnavailable, CloudLimit, AccessDenied, CredentialsMissing])
+@pytest.mark.parametrize("kind", [CloudUnavailable, CloudLimit, AccessDenied, CredentialsMissing, ConfigError])
 def test_what_may_pass_or_be_done_by_others_is_a_warning(refused, recwarn, kind):
     guard, run = refused(kind("not now"))
     for _ in range(3):
@@ -196,6 +198,47 @@ def test_a_refusal_while_others_work_is_a_warning(refused, alone):
             sync.run(guard.check())
     finally:
         worker.stop()
+
+
+class Dying(Refusing):
+    """A fleet whose workers end at once; it notes which threads call it."""
+
+    def __init__(self, error):
+        super().__init__(error)
+        self.threads = set()
+
+    def ensure(self, workers):
+        self.threads.add(threading.current_thread().name)
+        return workers
+
+    replace_lost = ensure
+
+    def describe(self):
+        self.ensure(0)
+        return "2 stopped: its image is not there"
+
+    def notes(self):
+        self.ensure(0)
+        return []
+
+
+def test_nothing_is_asked_on_the_event_loop(alone, monkeypatch):
+    """A cloud takes its time, and everything else of this process would wait."""
+    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 0.0)
+    sync.run(alone._link.append(Scale(1)))
+    alone._link.fleet = fleet = Dying(None)
+    run = alone.compute(dask.delayed(1))
+    alone.status()
+    with pytest.raises(FleetError, match=r"keep ending before they finish a task.*2 stopped: its image is not there"):
+        run.wait(timeout=30)
+    assert fleet.threads and sync_thread() not in fleet.threads
+
+
+def sync_thread():
+    async def name():
+        return threading.current_thread().name
+
+    return sync.run(name())
 
 
 def test_the_status_says_what_cannot_be_known(refused, alone):

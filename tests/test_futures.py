@@ -113,7 +113,10 @@ def test_a_pure_call_is_made_once(burst):
 def test_bad_calls(burst, alone):
     with pytest.raises(ConfigError, match="3 cannot be called"):
         burst.submit(3, 4)
-    for keywords in ({"retries": -1}, {"priority": "high"}, {"timeout": 0}, {"resources": 1}):
+    for keywords in (
+        *({"retries": -1}, {"priority": "high"}, {"timeout": 0}, {"resources": 1}),
+        *({"retry_on": 3}, {"retry_delay": -1}, {"retry_delay": float("inf")}),
+    ):
         (name,) = keywords
         with pytest.raises(ConfigError, match=f"{name}="):
             burst.submit(abs, 1, **keywords)
@@ -130,7 +133,7 @@ def test_bad_calls(burst, alone):
 def test_what_is_asked_for_is_stored_with_the_tasks(alone, unhurried):
     from burst_dask.journal import packs
 
-    alone.submit(abs, 1, retries=2, priority=3, timeout=1.5, resources={"GPU": 1})
+    alone.submit(abs, 1, retries=2, priority=3, timeout=1.5, resources={"GPU": 1}, retry_on=OSError, retry_delay=0)
     with dask.annotate(retries=4):
         alone.submit(abs, 2)
     alone.flush()
@@ -138,7 +141,8 @@ def test_what_is_asked_for_is_stored_with_the_tasks(alone, unhurried):
     records = [sync.run(packs.read_shard(alone._link.store, plan, n))[0] for n in range(len(plan.shards))]
     found = [note for record in records for note in record.annotations.values()]
     notes = sorted(found, key=lambda note: note["retries"])
-    assert notes == [{"retries": 2, "priority": 3, "timeout": 1.5, "resources": {"GPU": 1.0}}, {"retries": 4}]
+    asked = {"retries": 2, "priority": 3, "timeout": 1.5, "resources": {"GPU": 1.0}}
+    assert notes == [asked | {"retry_on": ["builtins.OSError"], "retry_delay": 0.0}, {"retries": 4}]
     assert plan.priority == 3
 
 

@@ -25,9 +25,10 @@ from burst_dask.graph import (
     Stored,
     materialize,
     unpack_outputs,
+    without,
 )
 from burst_dask.protocol.keys import RunId, SessionId
-from burst_dask.protocol.records import Plan
+from burst_dask.protocol.records import Plan, ShardRecord, decode
 from burst_dask.worker.execution import open_table
 
 # ---------------------------------------------------------------------------- what Dask hands over
@@ -317,3 +318,43 @@ def test_a_stored_node_is_not_fused_into_what_reads_it() -> None:
     }
     fused = fuse_linear_task_spec(graph, {"b"})
     assert type(fused["s"]) is Stored and len(fused) < len(graph) + 1
+
+
+# ---------------------------------------------------------------------------- what is stored already
+
+
+def test_stored_results_take_the_place_of_tasks() -> None:
+    run, other = RunId("session.before"), RunId("elsewhere.before")
+    dsk, _ = materialize(
+        {"a": (abs, 1), "b": (abs, "a"), "c": (abs, "b"), "d": (abs, "c"), "e": (abs, "d")}, ["e", "c"]
+    )
+    places = {"c": Stored("c", run, 7, ""), "a": Stored("a", run, 3, "")}
+    left, outside = without(dsk, ["e", "c"], Outside(SessionId("session"), {}), places.get)
+    # What is asked for itself is copied; what only it needs is left out.
+    assert left.keys() == {"e", "d", "c"} and outside.found == {("stored", run, 7): (run, 7)}
+    left, outside = without(dsk, ["e"], Outside(SessionId("session"), {}), places.get)
+    assert left.keys() == {"e", "d"} and outside.found == {"c": (run, 7)}
+    left, outside = without(dsk, ["e"], Outside(SessionId("session"), {}), {"c": Stored("c", other, 7, "")}.get)
+    assert left.keys() == {"e", "d", "c"} and type(left["c"]) is Stored and not outside.found
+
+
+def test_results_of_other_runs_stay_when_nothing_is_stored() -> None:
+    outside = Outside(SessionId("session"), {"x": (RunId("session.before"), 1), "y": (RunId("session.before"), 2)})
+    dsk, _ = materialize({"a": (abs, TaskRef("x")), "b": (max, "a", TaskRef("y"))}, "b", outside)
+    left, kept = without(dsk, ["b"], outside, lambda key: None)
+    assert left.keys() == dsk.keys() and kept.found == outside.found
+    left, kept = without(dsk, ["b"], outside, {"a": Stored("a", RunId("session.before"), 5, "")}.get)
+    assert left.keys() == {"b"} and kept.found.keys() == {"a", "y"}
+
+
+def test_fingerprints_lie_beside_the_keys() -> None:
+    sharded = shard({f"n-{n}": (abs, n) for n in range(5)}, [f"n-{n}" for n in range(5)], 2)
+    sharded.prints = {"n-1": b"one", "n-4": b"four", "gone": b""}
+    bodies = {number: b"".join(body) for number, body in sharded.packs()}
+    found = {}
+    for info in sharded.plan(created=0.0).shards:
+        place = info.place
+        record = decode(ShardRecord, "record", bodies[place.pack][place.start : place.end])
+        names = pickle.loads(record.keys)
+        found.update({names[position]: its for position, its in record.prints.items()})
+    assert found == {"n-1": b"one", "n-4": b"four"}

@@ -190,7 +190,7 @@ def test_a_run_that_somebody_else_cancels(alone, monkeypatch):
     after = alone.submit(abs, future)
     alone.flush()
     sync.run(alone._link.append(Cancel(future.view.run)))
-    alone._futures.follower._drop_cancelled()
+    sync.run(alone._futures.follower._drop_cancelled())
     assert future.cancelled() and after.cancelled()
 
 

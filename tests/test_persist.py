@@ -66,6 +66,59 @@ def test_several_at_once_and_through_dask(burst):
     assert burst.persist([]) == []
 
 
+@pytest.mark.filterwarnings("ignore:Computing mixed collections")
+def test_collections_of_different_kinds_at_once(burst):
+    frame = pd.DataFrame({"a": range(40)})
+    df = dd.from_pandas(frame, npartitions=4)
+    given = [
+        da.arange(6, chunks=3) + 1,
+        df[df.a > 5],
+        df.a.max(),
+        db.from_sequence(range(9)),
+        dask.delayed(sum)([1, 2]),
+    ]
+    kept = burst.persist(given)
+    assert [type(one) for one in kept] == [type(one) for one in given]
+    array, some, most, bag, value = kept
+    answer = burst.compute(array.sum(), some.a.sum(), most + 1, bag.sum(), value + 1).result(timeout=60)
+    assert answer == (21, frame[frame.a > 5].a.sum(), 40, 36, 4)
+    assert len(plans(burst)) == 2
+
+
+class Pair:
+    """A collection that Dask sees as several expressions, as that of another library may be."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __dask_exprs__(self):
+        return [part.expr for part in self.parts]
+
+    def __dask_graph__(self):
+        return {**dict(self.parts[0].__dask_graph__()), **dict(self.parts[1].__dask_graph__())}
+
+    def __dask_keys__(self):
+        return [part.__dask_keys__() for part in self.parts]
+
+    def __dask_postcompute__(self):
+        return (lambda parts: parts), ()
+
+    def __dask_postpersist__(self):
+        return (lambda parts: Pair(*parts)), ()
+
+    def __dask_rebuild_from_exprs__(self, exprs):
+        return Pair(*map(dask._collections.new_collection, exprs))
+
+
+@pytest.mark.skipif(not hasattr(dask._expr, "CompositeExpr"), reason="this Dask has no such collections")
+def test_a_collection_of_several_expressions(burst):
+    df = dd.from_pandas(pd.DataFrame({"a": range(8)}), npartitions=2)
+    pair = burst.persist([Pair(df.a, df.a + 1), df])[0]
+    assert isinstance(pair, Pair)
+    left, right = pair.parts
+    assert burst.compute(left.sum(), right.sum()).result(timeout=60) == (28, 36)
+
+
 def test_persisted_collections_build_on_each_other(burst):
     x = burst.persist(da.arange(20, chunks=5))
     for _ in range(4):

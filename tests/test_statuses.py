@@ -160,11 +160,11 @@ async def read_shard(run: Run) -> Shard:
 def test_the_rest_takes_as_long_as_what_was() -> None:
     workers = Workers(WorkersStatus(2, 1.0), 4, {}, 0.0)
     nobody = Workers(WorkersStatus(0, None), 0, {}, 0.0)
-    totals = Totals(total=100, done=20, failed=0, reserved=4, seconds=40.0)
+    totals = Totals(total=100, done=20, failed=0, cancelled=0, reserved=4, seconds=40.0)
 
     shard = SimpleNamespace(index=SimpleNamespace(outcomes=SimpleNamespace(ran=20)))
     view = cast(RunView, SimpleNamespace(shards={"00000": shard}))
-    assert statuses._remaining(view, totals, workers) == pytest.approx(80 * (2.0 + OVERHEAD) / 4)
-    assert statuses._remaining(view, totals, nobody) is None
+    assert statuses._remaining(view, totals, 80, workers) == pytest.approx(80 * (2.0 + OVERHEAD) / 4)
+    assert statuses._remaining(view, totals, 80, nobody) is None
     untouched = cast(RunView, SimpleNamespace(shards={}))
-    assert statuses._remaining(untouched, totals, workers) is None
+    assert statuses._remaining(untouched, totals, 80, workers) is None

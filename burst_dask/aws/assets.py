@@ -25,7 +25,7 @@ def asset(name: str) -> Path:
     >>> asset("stack.yaml").read_text().splitlines()[2]
     'AWSTemplateFormatVersion: "2010-09-09"'
     """
-    for folder in (_HERE / "assets", _HERE.parents[1] / "worker"):
+    for folder in (_HERE / "files", _HERE.parents[1] / "worker"):
         if (folder / name).is_file():
             return folder / name
     raise ConfigError(f"this installation of burst_dask lacks {name}; install it again: pip install 'burst-dask[aws]'")

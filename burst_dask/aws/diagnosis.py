@@ -15,7 +15,7 @@ from burst_dask.aws.quotas import QUOTAS, read_quota
 from burst_dask.aws.rights import missing
 from burst_dask.aws.setup import bucket_region
 from burst_dask.aws.stack import Stack, read_stack
-from burst_dask.errors import AccessDenied, CloudError, CloudUnavailable, CredentialsExpired, CredentialsMissing
+from burst_dask.errors import AccessDenied, CloudError, CredentialsExpired, CredentialsMissing
 from burst_dask.store.address import Address
 
 #: ``"blocks"``: no worker can run; ``"note"``: some things will not work, or cost; ``"ok"``: as it should be.
@@ -112,7 +112,7 @@ def _findings(clients: Clients, name: str, question: Question, sources: Sources)
     for topic, check in checks.items():
         try:
             yield from list(check())
-        except (CredentialsExpired, CredentialsMissing, CloudUnavailable) as error:
+        except (CredentialsExpired, CredentialsMissing) as error:
             yield Finding("blocks", topic, str(error))
         except CloudError as error:  # of what is not known it cannot be said that it blocks
             yield Finding("note", topic, f"cannot be looked at: {error}")

@@ -136,7 +136,7 @@ def _package(root: Path) -> Iterator[Path]:
     """Yield the files of the package, without what Python makes of them and what only setting up needs."""
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        if path.is_file() and "__pycache__" not in parts and parts[:2] != ("aws", "assets"):
+        if path.is_file() and "__pycache__" not in parts and parts[:2] != ("aws", "files"):
             yield path
 
 

@@ -30,8 +30,8 @@ IMAGE_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.do
 #: Where sources of builds lie in the stack's bucket; a lifecycle rule deletes them after a week.
 SOURCES = "image/"
 _BUILDERS = {
-    "x86_64": ("LINUX_CONTAINER", "aws/codebuild/amazonlinux2-x86_64-standard:5.0"),
-    "arm64": ("ARM_CONTAINER", "aws/codebuild/amazonlinux2-aarch64-standard:3.0"),
+    "x86_64": ("LINUX_CONTAINER", "aws/codebuild/amazonlinux-x86_64-standard:5.0"),
+    "arm64": ("ARM_CONTAINER", "aws/codebuild/amazonlinux-aarch64-standard:3.0"),
 }
 _STDERR = 2
 _POLL = 5.0
@@ -270,7 +270,7 @@ def _fetch(url: str) -> bytes:
     if not url.startswith("https://"):
         raise CloudError("ECR gave an address that is not HTTPS: the configuration of the image is not read")
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - HTTPS, see above
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - HTTPS  # nosec B310
             return bytes(answer.read())
     except OSError as error:
         raise CloudUnavailable(f"the configuration of the image cannot be read: {error}") from None

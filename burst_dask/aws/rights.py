@@ -33,9 +33,9 @@ def rights_of(clients: Clients, stack: Stack) -> tuple[Right, ...]:
     """Return what a person needs to use a stack that stands."""
     arn = f"arn:{clients.partition}"
     here = f"{clients.region}:{clients.account}"
-    cluster = f"{arn}:ecs:{here}:cluster/{stack.cluster}"
+    cluster = _cluster(clients, stack)
     tasks = f"{arn}:ecs:{here}:task/{stack.cluster}/*"
-    definitions = f"{arn}:ecs:{here}:task-definition/{stack.name}-worker-*:*"
+    definitions = f"{arn}:ecs:{here}:task-definition/{stack.name}-worker-none:1"
     logs = f"{arn}:logs:{here}:log-group:{stack.log_group}:*"
     bucket = f"{arn}:s3:::{stack.bucket}"
     objects = f"{bucket}/{stack.prefix}/*"
@@ -56,14 +56,18 @@ def rights_of(clients: Clients, stack: Stack) -> tuple[Right, ...]:
         Right("ecs:StopTask", tasks, "stopping workers"),
         Right("ecr:BatchGetImage", repository, "checking the image", needed=False),
         Right("ecr:DescribeImages", repository, "finding the newest image"),
-        Right("logs:GetLogEvents", logs, "session.logs()", needed=False),
-        Right("logs:FilterLogEvents", logs, "session.logs()", needed=False),
+        Right("logs:GetLogEvents", logs, "session.worker_logs()", needed=False),
+        Right("logs:FilterLogEvents", logs, "session.worker_logs()", needed=False),
         Right("ec2:DescribeInstanceTypes", "*", "launch_type='EC2'", needed=False),
         Right("ec2:DescribeSpotPriceHistory", "*", "prices of Spot", needed=False),
         Right("pricing:GetProducts", "*", "prices of today", needed=False),
         Right("servicequotas:GetServiceQuota", "*", "quotas", needed=False),
         Right("ecs:DescribeClusters", cluster, "burst doctor aws", needed=False),
     )
+
+
+def _cluster(clients: Clients, stack: Stack) -> str:
+    return f"arn:{clients.partition}:ecs:{clients.region}:{clients.account}:cluster/{stack.cluster}"
 
 
 def missing(clients: Clients, stack: Stack) -> tuple[list[Right], str]:
@@ -77,7 +81,9 @@ def missing(clients: Clients, stack: Stack) -> tuple[list[Right], str]:
         principal = _principal(clients)
         if principal.endswith(":root"):
             return [], "the root of the account may do all; better use a role"
-        return list(_simulated(clients, principal, rights)), f"as IAM's simulation tells for {principal}"
+        return list(
+            _simulated(clients, principal, rights, _cluster(clients, stack))
+        ), f"as IAM's simulation tells for {principal}"
     except AccessDenied:
         return list(_tried(clients, stack, rights)), (
             "as calls that cannot do anything tell; you may not ask IAM (iam:SimulatePrincipalPolicy), so that "
@@ -94,20 +100,21 @@ def _principal(clients: Clients) -> str:
         return str(clients.client("iam").get_role(RoleName=assumed.group(3))["Role"]["Arn"])
 
 
-def _simulated(clients: Clients, principal: str, rights: tuple[Right, ...]) -> Iterator[Right]:
+def _simulated(clients: Clients, principal: str, rights: tuple[Right, ...], cluster: str) -> Iterator[Right]:
     iam = clients.client("iam")
     for right in rights:
-        context = [
-            {"ContextKeyName": key, "ContextKeyValues": [value], "ContextKeyType": "string"}
-            for key, value in (("iam:PassedToService", right.passed_to),)
-            if value
-        ]
+        # Policies may be bound to these, and IAM knows them of a real call only.
+        known = {"ecs:cluster": cluster, "iam:PassedToService": right.passed_to}
         with explained("iam:SimulatePrincipalPolicy", principal):
             answer = iam.simulate_principal_policy(
                 PolicySourceArn=principal,
                 ActionNames=[right.action],
-                ResourceArns=[right.resource.replace("*:*", "none:1") if right.resource != "*" else "*"],
-                ContextEntries=context,
+                ResourceArns=[right.resource],
+                ContextEntries=[
+                    {"ContextKeyName": key, "ContextKeyValues": [value], "ContextKeyType": "string"}
+                    for key, value in known.items()
+                    if value
+                ],
             )
         if any(result["EvalDecision"] != "allowed" for result in answer["EvaluationResults"]):
             yield right
@@ -151,6 +158,6 @@ def _harmless(clients: Clients, stack: Stack) -> dict[str, Callable[[], Any]]:
         ),
         "logs:GetLogEvents": lambda: logs.get_log_events(logGroupName=stack.log_group, logStreamName="none"),
         "logs:FilterLogEvents": lambda: logs.filter_log_events(logGroupName=stack.log_group, limit=1),
-        "ec2:DescribeInstanceTypes": lambda: ec2.describe_instance_types(MaxResults=5),
-        "ec2:DescribeSpotPriceHistory": lambda: ec2.describe_spot_price_history(MaxResults=1),
+        "ec2:DescribeInstanceTypes": lambda: ec2.describe_instance_types(DryRun=True),
+        "ec2:DescribeSpotPriceHistory": lambda: ec2.describe_spot_price_history(DryRun=True),
     }

@@ -80,7 +80,7 @@ def remove(
             f"delete it. {_UNCHANGED}"
         )
     stop_tasks(clients, stack, clock)
-    _end_instances(clients, removal.stack_id)
+    _end_instances(clients, removal, clock)
     _remove_definitions(clients, stack)
     _remove_images(clients, stack)
     kept = "Run `burst teardown aws` again once that is put right"
@@ -158,24 +158,56 @@ def _owns(clients: Clients, stack: Stack) -> bool:
     return any(tag["Key"] == STACK_TAG for tag in tags)
 
 
-def _end_instances(clients: Clients, stack_id: str) -> None:
-    """Delete the groups of instances by force: they are protected from being ended, also by CloudFormation."""
-    with explained("cloudformation:ListStackResources", stack_id, _UNCHANGED):
-        pages = clients.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack_id)
+def _end_instances(clients: Clients, removal: Removal, clock: Clock) -> None:
+    """Delete groups that have instances by force, and wait: they are protected from being ended by CloudFormation."""
+    with explained("cloudformation:ListStackResources", removal.stack_id, _UNCHANGED):
+        pages = (
+            clients.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=removal.stack_id)
+        )
         groups = [
             one["PhysicalResourceId"]
             for page in pages
             for one in page["StackResourceSummaries"]
             if one["ResourceType"] == "AWS::AutoScaling::AutoScalingGroup" and one.get("PhysicalResourceId")
         ]
-    autoscaling = clients.client("autoscaling")
-    with explained("autoscaling:DescribeAutoScalingGroups", ", ".join(groups), _UNCHANGED):
-        found = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=groups) if groups else {}
-    for group in found.get("AutoScalingGroups", ()):
-        if group["Instances"] or group.get("WarmPoolConfiguration"):
-            name = group["AutoScalingGroupName"]
-            with explained("autoscaling:DeleteAutoScalingGroup", name, _UNCHANGED):
-                autoscaling.delete_auto_scaling_group(AutoScalingGroupName=name, ForceDelete=True)
+    doomed = [
+        group["AutoScalingGroupName"]
+        for group in _groups(clients, groups)
+        if group["Instances"] or group.get("WarmPoolConfiguration")
+    ]
+    for name in doomed:
+        with explained("autoscaling:DeleteAutoScalingGroup", name, _UNCHANGED):
+            clients.client("autoscaling").delete_auto_scaling_group(AutoScalingGroupName=name, ForceDelete=True)
+    until = clock.monotonic() + _STOP_LONGEST
+    while _groups(clients, doomed):
+        if clock.monotonic() > until:
+            raise WaitTimeout(
+                f"instances of {removal.stack.name} have not ended within five minutes. They will; run "
+                "`burst teardown aws` again then. The stack is still there"
+            )
+        sync.run(clock.sleep(5.0))
+    if doomed:
+        _deregister_instances(clients, removal.stack.cluster)
+
+
+def _groups(clients: Clients, names: list[str]) -> list[dict[str, Any]]:
+    """Return what is known of groups of instances; those that are gone are not among them."""
+    if not names:
+        return []
+    with explained("autoscaling:DescribeAutoScalingGroups", ", ".join(names), "The stack is still there"):
+        answer = clients.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=names)
+        return list(answer["AutoScalingGroups"])
+
+
+def _deregister_instances(clients: Clients, cluster: str) -> None:
+    """Have the cluster forget instances that have ended; it cannot be deleted while it has any."""
+    ecs, kept = clients.client("ecs"), "The stack is still there"
+    with explained("ecs:ListContainerInstances", f"the cluster {cluster}", kept):
+        pages = ecs.get_paginator("list_container_instances").paginate(cluster=cluster)
+        found = [arn for page in pages for arn in page["containerInstanceArns"]]
+    for arn in found:
+        with explained("ecs:DeregisterContainerInstance", arn, kept):
+            ecs.deregister_container_instance(cluster=cluster, containerInstance=arn, force=True)
 
 
 def _remove_definitions(clients: Clients, stack: Stack) -> None:

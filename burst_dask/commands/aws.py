@@ -40,7 +40,9 @@ _DONE = {"Add": "create", "Modify": "change", "Remove": "delete", "Import": "imp
 def place(function: F) -> F:
     """Add the options that say which stack is meant."""
     for option in (
-        click.option("--stack", default=DEFAULT_NAME, show_default=True, help="Name of the stack."),
+        click.option(
+            "--stack", envvar="BURST_STACK", default=DEFAULT_NAME, show_default=True, help="Name of the stack."
+        ),
         click.option("--profile", help="Profile of the AWS configuration; by default AWS_PROFILE."),
         click.option("--region", help="Region of AWS; by default AWS_REGION or that of the profile."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts."),

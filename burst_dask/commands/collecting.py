@@ -35,8 +35,8 @@ def collect(
 
     A .pkl holds a dict, Dask key -> result, with a TaskError for what failed; of a key that several runs of a
     session have, the result of the last one. A .parquet holds the rows of all dataframes, or a row for each
-    result, without what failed. Ends with 1 when something failed or is not done; what is done is written all
-    the same, also when the time is over or nobody works on the rest.
+    result, without what failed. Ends with 1 when something failed, was cancelled or is not done; what is done is
+    written all the same, also when the time is over or nobody works on the rest.
     """
     if timeout is not None and not wait:
         raise click.UsageError("--timeout is for --wait")
@@ -48,15 +48,17 @@ def collect(
         "results": len(found) - len(found.errors),
         "errors": {str(key): error.message for key, error in found.errors.items()},
         "pending": found.pending,
+        "cancelled": found.cancelled,
         "output": None if output is None else str(output),
     }
     text = f"{summary['results']} results, {len(found.errors)} failed, {found.pending} pending"
+    text += f", {found.cancelled} cancelled" if found.cancelled else ""
     text += "" if output is None else f"; written to {output}"
     lines = [text, *(f"  {key}: {error.message}" for key, error in found.errors.items())]
     options.show(summary, "\n".join(lines), as_json)
     if over is not None:
         click.echo(f"Error: {over}", err=True)
-    if over is not None or found.errors or found.pending:
+    if over is not None or found.errors or found.pending or found.cancelled:
         raise SystemExit(INCOMPLETE)
 
 

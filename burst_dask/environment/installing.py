@@ -6,6 +6,10 @@
     packages/<digest>.lock      held by the process that installs; the others wait
     packages/<digest>.failed    why the last try failed: those who waited for it do not try again
     packages/<digest>.new-…     being filled
+    packages/<digest>.used      held, with others, by each process that uses it, for as long as it lives; its date is
+                                that of the last such process
+
+Whoever has installed something then deletes what nobody uses (`evict`).
 
 The lock is `fcntl.flock`, as for the records of a local fleet: the system releases it when its
 owner dies, however that happens, so that it needs no time after which it counts as abandoned.
@@ -39,6 +43,10 @@ from burst_dask.errors import EnvironmentFailed
 LOCK_POLL = 0.1
 #: Seconds after which pip is given up: building from source takes minutes, a hung server for ever.
 PIP_TIMEOUT = 1800.0
+#: What no process has used for so long is deleted when something else is installed …
+KEEP_SECONDS = 30 * 86_400.0
+#: … and the least recently used of the rest, until what is left takes no more bytes than that.
+KEEP_BYTES = 10 << 30
 #: Last lines of pip's output that are told.
 TOLD_LINES = 6
 _PIP = ("-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-color")
@@ -115,9 +123,10 @@ async def install(requirements: Sequence[str], folder: Path, clock: Clock) -> Pa
     """
     name = install_digest(requirements, installed(), f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}")
     ready, failed = folder / name, folder / f"{name}.failed"
+    folder.mkdir(parents=True, exist_ok=True)
+    await _hold(folder / f"{name}.used", clock)
     if ready.is_dir():
         return ready
-    folder.mkdir(parents=True, exist_ok=True)
     known = _stamp(failed)
     async with _locked(folder / f"{name}.lock", clock):
         if ready.is_dir():
@@ -136,7 +145,81 @@ async def install(requirements: Sequence[str], folder: Path, clock: Clock) -> Pa
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         failed.unlink(missing_ok=True)
+    await asyncio.to_thread(evict, folder, clock.wall())
     return ready
+
+
+# ---------------------------------------------------------------------------- what nobody uses
+
+#: What this process uses -> the file that it holds; never closed, so that the system does when the process ends.
+_held: dict[Path, int] = {}
+
+
+async def _hold(path: Path, clock: Clock) -> None:
+    """Keep others from deleting a directory that this process is about to use, as long as it lives."""
+    if path not in _held:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # being deleted
+                await clock.sleep(LOCK_POLL)
+        _held[path] = handle
+    os.utime(path)
+
+
+def evict(folder: Path, now: float) -> list[Path]:
+    """Delete what no process uses and none has used for long, and then the least recently used while it is too much.
+
+    Parameters
+    ----------
+    now
+        Seconds since 1970 by this machine's clock, as are the dates of files.
+
+    Returns
+    -------
+    list of Path
+        The directories that were deleted.
+    """
+    there = []
+    for used in folder.glob("*.used"):
+        ready = used.with_suffix("")
+        if ready.is_dir():
+            there.append((used.stat().st_mtime, _size(ready), used, ready))
+    total = sum(size for _, size, _, _ in there)
+    gone = []
+    for last, size, used, ready in sorted(there):
+        if (now - last > KEEP_SECONDS or total > KEEP_BYTES) and _delete_unused(used, ready):
+            gone.append(ready)
+            total -= size
+    return gone
+
+
+def _delete_unused(used: Path, ready: Path) -> bool:
+    """Delete a directory unless a process uses it; who comes to use it meanwhile waits, and installs it again."""
+    handle = os.open(used, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        doomed = ready.with_name(f"{ready.name}.new-evicted")  # who installs it again clears away what is left
+        shutil.rmtree(doomed, ignore_errors=True)
+        ready.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    except OSError:  # in use, or another process deletes it
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of all files in a directory, as far as they can be looked at."""
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += (Path(root) / name).lstat().st_size
+    return size
 
 
 async def _fill(folder: Path, requirements: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,8 +81,9 @@ async def prepare(
     return Prepared(code, packages)
 
 
-async def fetch_code(store: Store, session: SessionId, digest: str, folder: Path) -> Path:
+async def fetch_code(store: Store, session: SessionId, digest: str, folder: Path | None = None) -> Path:
     """Return the directory that holds the session's code; read it from the store if it is not there."""
+    folder = folder or cache_directory() / "code"
     ready = folder / digest
     if ready.is_dir():
         return ready
@@ -103,9 +105,33 @@ async def fetch_code(store: Store, session: SessionId, digest: str, folder: Path
             shutil.rmtree(fresh, ignore_errors=True)
     except CorruptObject as error:
         raise EnvironmentFailed(
-            f"this worker could not take the session's code: {error}. Nothing was claimed. Open a new session"
+            f"the session's code could not be taken: {error}. Nothing was claimed. Open a new session"
         ) from error
     return ready
+
+
+async def bring_code(store: Store, session: SessionId, digest: str) -> None:
+    """Let a client import a session's code, unless it can import something of that name already; else warn.
+
+    Raises
+    ------
+    StoreError
+        The store could not be asked.
+    """
+    try:
+        folder = str(await fetch_code(store, session, digest))
+    except (EnvironmentFailed, OSError) as error:
+        if isinstance(error, StoreError):
+            raise
+        warnings.warn(
+            f"the code that session {session} brings is not on the path here, and results of its classes "
+            f"cannot be loaded unless this process can import it: {error}",
+            stacklevel=2,
+        )
+        return
+    if folder not in sys.path:
+        sys.path.append(folder)
+        importlib.invalidate_caches()
 
 
 def use(prepared: Prepared) -> None:

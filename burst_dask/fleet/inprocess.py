@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any
 
@@ -60,6 +61,15 @@ class InProcessFleet:
             worker.join(grace)
         self.alive()
 
+    def kill(self) -> list[WorkerId]:
+        """End all workers as SIGKILL would: they write nothing more; return their names. For tests.
+
+        Tasks that run go on in their threads until they end, and nobody has what they give.
+        """
+        killed = [worker.kill() for worker in self._workers if worker.is_alive()]
+        self.alive()
+        return [worker for worker in killed if worker is not None]
+
     def remove(self) -> None:
         self.stop()
 
@@ -78,6 +88,8 @@ class _Thread(threading.Thread):
         self._stopping = asyncio.Event()
         #: whether it works, or will
         self.counts = True
+        #: the agent that runs, or ran last
+        self.worker: WorkerId | None = None
 
     def run(self) -> None:
         from burst_dask.worker.agent import REPLACED  # noqa: PLC0415 - imports Dask
@@ -85,13 +97,23 @@ class _Thread(threading.Thread):
 
         ends = Ends(self._store, self._session)
         options: dict[str, Any] = {"threads": self._threads, "memory_limit": None, "stop": self._stopping}
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+        killed = contextlib.suppress(asyncio.CancelledError)
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner, killed:
             while self.counts:
-                worker = WorkerId(self._entropy.token())
+                worker = self.worker = WorkerId(self._entropy.token())
                 if runner.run(run_agent(self._store, self._session, worker, **options)) in REPLACED:
                     continue  # its threads are lost to this process
                 self.counts = False  # before the look, as the supervisor of processes does
                 self.counts = runner.run(ends.missed_news(worker))
+
+    def kill(self) -> WorkerId | None:
+        """End it at once, from any thread; return the name of its agent, if there was one."""
+        self.counts = False
+        while self.is_alive():  # it may just have begun
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
+                self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
+            self.join(0.01)
+        return self.worker
 
     def stop(self) -> None:
         """Ask the agent to hand over and end; from any thread, also when it has ended."""

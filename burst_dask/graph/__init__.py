@@ -12,7 +12,7 @@ Nothing here reads or writes the store.
 """
 
 from burst_dask.graph.cutting import cut
-from burst_dask.graph.reading import Annotations, MissingKey, Outside, materialize
+from burst_dask.graph.reading import Annotations, MissingKey, Outside, materialize, without
 from burst_dask.graph.shards import LargeConstantWarning, ShardedGraph, unpack_outputs
 from burst_dask.graph.stored import Captured, Stored
 
@@ -27,4 +27,5 @@ __all__ = [
     "cut",
     "materialize",
     "unpack_outputs",
+    "without",
 ]

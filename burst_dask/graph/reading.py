@@ -118,6 +118,40 @@ def _cull(
     return culled
 
 
+def without(
+    dsk: Mapping[Any, GraphNode], wanted: Iterable[Any], outside: Outside, stored: Callable[[Any], Stored | None]
+) -> tuple[dict[Any, GraphNode], Outside]:
+    """Return what is left of a graph when stored results take the place of tasks, and the results of other runs in it.
+
+    Parameters
+    ----------
+    dsk, outside
+        What `materialize` returned and was given.
+    stored
+        Returns what stands for a task, or None.
+    """
+    left: dict[Any, GraphNode] = {}
+    kept = Outside(outside.session, outside.futures)
+    work = list(dict.fromkeys(wanted))
+    asked = set(work)
+    while work:
+        key = work.pop()
+        if key in left or key in kept.found:
+            continue
+        if key not in dsk:
+            kept.found[key] = outside.found[key]
+            continue
+        found = stored(key)
+        if found is None:
+            left[key] = dsk[key]
+            work.extend(dsk[key].dependencies)
+        elif not kept.has(key, found):
+            left[key] = found  # of another session: a task that reads it
+        elif key in asked:
+            left[key] = kept.copy_of(key)
+    return left, kept
+
+
 def _missing(key: Any, dependency: Any, raw: Mapping[Any, Any]) -> GraphError:
     if _holds_future(raw.get(key), dependency):
         return UnsupportedGraph(

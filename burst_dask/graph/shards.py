@@ -81,6 +81,8 @@ class ShardedGraph:
         self.outputs = outputs
         self.notes = notes
         self.externals = externals or {}
+        #: Dask key -> fingerprint, of tasks that have one (`burst_dask.graph.prints`)
+        self.prints: Mapping[Any, bytes] = {}
         self._external_keys = list(self.externals)
         self._wanted = sorted(set(numbers_in(outputs)))
         self._connect()
@@ -121,7 +123,7 @@ class ShardedGraph:
         if externals:
             inner = [tuple(need for need in needs if need < len(names)) for needs in dependencies]
         bounds = cutting.cut(inner, parallelism=parallelism, sizes=sizes)
-        outputs = _map_nested(keys, number.__getitem__)
+        outputs = map_nested(keys, number.__getitem__)
         notes = _notes(annotations, number)
         return cls(run, names, nodes, dependencies, bounds, outputs, notes, sizes, externals)
 
@@ -219,6 +221,9 @@ class ShardedGraph:
             annotations={n - first: self.notes[n] for n in span if n in self.notes} if self.notes else {},
             payload=payload,
             buffers=tuple(buffers),
+            prints={n - first: self.prints[self.keys[n]] for n in span if self.keys[n] in self.prints}
+            if self.prints
+            else {},
         )
 
     def _key(self, number: int) -> Any:
@@ -321,12 +326,13 @@ def unpack_outputs(outputs: bytes, values: Callable[[int], Any]) -> Any:
     >>> unpack_outputs(pickle.dumps([1, [0]]), {0: "a", 1: "b"}.get)
     ('b', ('a',))
     """
-    return _map_nested(pickle.loads(outputs), values, tuple)  # noqa: S301 - who may write the store may run code, see README
+    return map_nested(pickle.loads(outputs), values, tuple)  # noqa: S301 - who may write the store may run code, see README
 
 
-def _map_nested(shape: Any, function: Callable[[Any], Any], kind: Callable[[Any], Any] = list) -> Any:
+def map_nested(shape: Any, function: Callable[[Any], Any], kind: Callable[[Any], Any] = list) -> Any:
+    """Return nested lists with `function` of each item."""
     if isinstance(shape, list):
-        return kind([_map_nested(item, function, kind) for item in shape])
+        return kind([map_nested(item, function, kind) for item in shape])
     return function(shape)
 
 
@@ -377,6 +383,13 @@ def seconds(value: Any) -> float:
     return float(value)
 
 
+def pause(value: Any) -> float:
+    """Return the seconds before a second try, or raise `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ConfigError(f"retry_delay={value!r} of a task: must be a number of seconds, 0 or more")
+    return float(value)
+
+
 def exceptions(value: Any) -> list[str]:
     """Return the names of exception classes, given as such or as names, one or several; or raise `ConfigError`.
 
@@ -406,6 +419,7 @@ _HEEDED: dict[str, Callable[[Any], Any]] = {
     "impure": bool,
     "timeout": seconds,
     "retry_on": exceptions,
+    "retry_delay": pause,
 }
 
 

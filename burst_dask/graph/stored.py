@@ -82,19 +82,28 @@ class Stored(GraphNode):  # type: ignore[misc]
         return f"Stored({self.key!r} of run {self.run})"
 
 
+#: Runs of which others are read, too: a plan and what it leads to is read once for many results.
+_KEPT = 8
+_views: dict[tuple[str, RunId], RunView] = {}
+
+
 async def _read(node: Stored) -> Any:
     """Return the result, or raise the task's error; wait for it if need be."""
-    store = open_store(node.store)
-    view = await RunView.open(store, node.run)
+    view = _views.get((node.store, node.run)) or await RunView.open(open_store(node.store), node.run)
     if view is None:
         raise UnknownId(f"{node!r} lies in {node.store}, which holds no such run any more: it was cleaned up")
-    await view.survey()
     outcome = view.outcome(node.number)
+    if outcome is None or outcome.location is None:
+        await view.survey()
+        outcome = view.outcome(node.number)
     if outcome is None:
         raise RunCancelled(
             f"{node!r} has no outcome yet. Only the workers of its session wait for it: "
             "compute with that session, or wait for the run before"
         )
+    _views[node.store, node.run] = view
+    while len(_views) > _KEPT:
+        del _views[next(iter(_views))]
     if not outcome.done:
         load_failure(await across.error(view, node.number)).reraise()
     return loads((await view.fetch([node.number]))[node.number])

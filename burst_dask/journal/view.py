@@ -65,6 +65,8 @@ class TaskOutcome(NamedTuple):
     #: where its result or error is stored, if it is
     shard: Shard
     location: Location | None
+    #: whether it was cancelled, or needs what was; it counts as not done
+    cancelled: bool = False
 
 
 class Totals(NamedTuple):
@@ -73,6 +75,8 @@ class Totals(NamedTuple):
     total: int
     done: int
     failed: int
+    #: have the outcome cancelled
+    cancelled: int
     #: reserved by a live or dead holder; an upper bound of what runs
     reserved: int
     #: seconds spent in tasks
@@ -80,7 +84,7 @@ class Totals(NamedTuple):
 
     @property
     def pending(self) -> int:
-        return self.total - self.done - self.failed
+        return self.total - self.done - self.failed - self.cancelled
 
 
 class RunView:
@@ -159,17 +163,19 @@ class RunView:
             found = view.outcome(number)
             if found is None or found.done:
                 return found
-            return TaskOutcome(False, task, found.shard, None)  # a number of this run, which `across.culprit` follows
+            # A number of this run, which `across.culprit` follows.
+            return TaskOutcome(False, task, found.shard, None, found.cancelled)
         shard, position = self.owner(task)
         outcomes = shard.index.outcomes
         if position in outcomes.done:
             return TaskOutcome(True, None, shard, outcomes.stored.get(position))
         if position not in outcomes.failed:
             return None
+        cancelled = position in outcomes.cancelled
         for cause, tasks in outcomes.upstream.items():
             if position in tasks:
-                return TaskOutcome(False, cause, shard, None)
-        return TaskOutcome(False, task, shard, outcomes.stored.get(position))
+                return TaskOutcome(False, cause, shard, None, cancelled)
+        return TaskOutcome(False, task, shard, outcomes.stored.get(position), cancelled)
 
     def home(self, task: int) -> tuple[RunView, int]:
         """Return the view of the run that a task or external lies in, and its global number there."""
@@ -180,15 +186,16 @@ class RunView:
 
     def totals(self) -> Totals:
         """Count over what is known; call `survey` before to know the newest."""
-        done = failed = reserved = 0
+        done = failed = cancelled = reserved = 0
         seconds = 0.0
         for shard in self.shards.values():
             outcomes = shard.index.outcomes
             done += len(outcomes.done)
-            failed += len(outcomes.failed)
+            failed += len(outcomes.failed) - len(outcomes.cancelled)
+            cancelled += len(outcomes.cancelled)
             reserved += len(shard.index.reserved - outcomes.all)
             seconds += outcomes.seconds
-        return Totals(self.plan.tasks, done, failed, reserved, seconds)
+        return Totals(self.plan.tasks, done, failed, cancelled, reserved, seconds)
 
     def touched(self, number: int) -> bool:
         """Tell whether plan shard `number` is known to have been claimed once."""

@@ -124,12 +124,15 @@ class ShardRecord(Record, frozen=True, tag="shard", kw_only=True):
     dependents: dict[int, tuple[int, ...]]
     #: positions whose results were asked for
     outputs: Bitmap
-    #: position -> {"retries": int, "priority": int, "resources": {str: float}, "timeout": seconds, "retry_on": names}
+    #: position -> {"retries": int, "priority": int, "resources": {str: float}, "timeout": seconds, "retry_on": names,
+    #: "retry_delay": seconds}
     annotations: dict[int, dict[str, Any]]
     #: one pickle of the list of runnable nodes, see `burst_dask.serialize`
     payload: bytes
     #: the payload's out-of-band buffers, each a blob
     buffers: tuple[Place, ...]
+    #: position -> fingerprint of the task, see `burst_dask.graph.prints`; only in sessions that are resumed
+    prints: dict[int, bytes] = {}
 
     @property
     def wanted(self) -> Bitmap:
@@ -162,6 +165,9 @@ class Outcomes(msgspec.Struct, frozen=True, omit_defaults=True):
     logs: dict[str, Bitmap] = {}
     #: position -> how often it has been tried, of tasks that failed and are to be tried again
     tries: dict[int, int] = {}
+
+    #: of `failed`, those that were cancelled, or need what was; the others failed
+    cancelled: Bitmap = EMPTY
 
     @property
     def all(self) -> Bitmap:
@@ -345,6 +351,8 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     run: RunId | None = None
     #: do not let running tasks finish: a worker that runs one ends, and is replaced
     force: bool = False
+    #: global numbers of the tasks of `run` that are not to be started; without any, the whole run is meant
+    tasks: Bitmap = EMPTY
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):
@@ -445,9 +453,9 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
     KIND = 7
     worker: WorkerId
     #: ``"idle"``, ``"closed"``, ``"expired"``, ``"halted"`` (the session's money is spent), ``"stopped"`` (SIGTERM),
-    #: ``"stuck"`` (its threads run what was given up), ``"killed"`` (it ran a task of a run that was cancelled by
-    #: force), ``"died"``, ``"refused"`` (its versions do not fit) or ``"unprepared"`` (code or packages could not be
-    #: put in place)
+    #: ``"stuck"`` (its threads run what was given up), ``"killed"`` (it ran a task that was cancelled by force),
+    #: ``"died"``, ``"refused"`` (its versions do not fit) or ``"unprepared"`` (code or packages could not be put in
+    #: place)
     reason: str
     message: str = ""
     wrote: float = 0.0

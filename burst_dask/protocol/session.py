@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from burst_dask.errors import IllegalTransition
+from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import (
     Adapt,
@@ -39,6 +40,10 @@ class SessionState(msgspec.Struct, frozen=True):
     cancelled: frozenset[RunId] = frozenset()
     #: those of them whose running tasks are not let finish
     killed: frozenset[RunId] = frozenset()
+    #: run -> global numbers of tasks that were cancelled singly, of runs that go on …
+    cancelled_tasks: dict[RunId, Bitmap] = {}
+    #: … and those of them that are not let finish
+    killed_tasks: dict[RunId, Bitmap] = {}
     closed: bool = False
     #: seconds since 1970 by the store's clock; 0 while nobody extended the session
     until: float = 0.0
@@ -112,6 +117,10 @@ class SessionState(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, next=self.next + 1, **changes)
 
 
+def _with(known: dict[RunId, Bitmap], run: RunId, tasks: Bitmap) -> dict[RunId, Bitmap]:
+    return {**known, run: known.get(run, EMPTY) | tasks}
+
+
 def _size(state: SessionState, minimum: int, maximum: int) -> dict[str, Any]:
     # Whoever makes a fleet smaller ends what is too much of it: earlier starts tell nothing any more.
     starts = {} if maximum < (state.workers or 0) else state.starts
@@ -119,9 +128,12 @@ def _size(state: SessionState, minimum: int, maximum: int) -> dict[str, Any]:
 
 
 def _cancel(state: SessionState, entry: SessionEntry, action: Cancel) -> dict[str, Any]:
+    if action.run is not None and action.tasks:
+        cancelled = {"cancelled_tasks": _with(state.cancelled_tasks, action.run, action.tasks)}
+        killed = {"killed_tasks": _with(state.killed_tasks, action.run, action.tasks)} if action.force else {}
+        return cancelled | killed
     these = set(state.runs) if action.run is None else {action.run}
-    killed = {"killed": state.killed | these} if action.force else {}
-    return {"cancelled": state.cancelled | these, **killed}
+    return {"cancelled": state.cancelled | these} | ({"killed": state.killed | these} if action.force else {})
 
 
 def _halt(state: SessionState, entry: SessionEntry, action: Halt) -> dict[str, Any]:
@@ -165,6 +177,8 @@ def describe(entry: SessionEntry) -> str:
         what = f"{action.spent:.2f} of {action.max_cost:.2f} USD were spent: the work stops"
     elif isinstance(action, Cancel):
         what = "all runs so far were cancelled" if action.run is None else f"run {action.run} was cancelled"
+        if action.tasks:
+            what = f"{len(action.tasks)} tasks of run {action.run} were cancelled"
         what += ", and its running tasks killed" if action.force else ""
     else:
         verbs = {Open: "opened", Extend: "extended", Close: "closed"}

@@ -174,6 +174,7 @@ def _with_outcomes(shard: Shard, new: Outcomes, segments: tuple[str, ...]) -> Sh
     index = shard.index
     _require(new.all <= index.pending, shard, "outcome for a task that has one or is not here")
     _require(not new.done & new.failed, shard, "a task both done and failed")
+    _require(new.cancelled <= new.failed, shard, "a task cancelled and not among those that failed")
     objects = index.objects + segments
     _require(all(place.object < len(objects) for place in new.stored.values()), shard, "result in an unnamed object")
     _require(all(tasks <= index.tasks for tasks in new.logs.values()), shard, "output of a task that is not here")
@@ -196,6 +197,7 @@ def merge(old: Outcomes, new: Outcomes) -> Outcomes:
         ran=old.ran + new.ran,
         logs={**old.logs, **new.logs},
         tries={p: n for p, n in {**old.tries, **new.tries}.items() if p not in done and p not in failed},
+        cancelled=old.cancelled | new.cancelled,
     )
 
 

@@ -31,8 +31,8 @@ from burst_dask.protocol.records import (
 )
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.shard import describe
+from burst_dask.shapes import numbers
 from burst_dask.store.base import Store
-from burst_dask.submission import numbers
 from burst_dask.testing.reading import Reading, Violation, decoded, listed, slot
 
 # ---------------------------------------------------------------------------- a session

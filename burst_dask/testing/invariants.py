@@ -185,7 +185,7 @@ def _dependencies_first(facts: Facts) -> Findings:
             continue
         for shard in family:
             outcomes = facts.settled_outcomes(shard)
-            own = own_failures(outcomes)
+            own = own_failures(outcomes) - outcomes.cancelled
             for position in outcomes.done | own:
                 # A task may fail by itself because what it needs was lost, and could not be computed again.
                 missing = _not_done(facts, number, position)
@@ -363,7 +363,7 @@ def _only_reserved_tasks_ran(facts: Facts) -> Findings:
             if not isinstance(entry.action, Commit | Release):
                 continue
             new = entry.action.outcomes
-            ran = ((new.done | own_failures(new)) & before.pending) - before.reserved
+            ran = ((new.done | (own_failures(new) - new.cancelled)) & before.pending) - before.reserved
             ran -= Bitmap.of(p for p in ran & new.failed if _failed_without_running(facts, shard, before, p))
             if ran:
                 names = _names(facts, shard, ran)
@@ -383,6 +383,23 @@ def _failed_without_running(facts: Facts, shard: ShardId, before: ShardIndex, po
         return True
     needs = Bitmap(facts.needs(number, position))
     return any(need not in before.outcomes.stored for need in needs & before.outcomes.done)
+
+
+def _only_cancelled_tasks_are_cancelled(facts: Facts) -> Findings:
+    """A task has the outcome cancelled if the session log names it, or if its first cause has that outcome."""
+    named = facts.session.state.cancelled_tasks.get(facts.run, EMPTY)
+    cancelled: set[int] = set()
+    for shard in facts.known_shards:
+        cancelled.update(facts.first(shard) + position for position in facts.index(shard).outcomes.cancelled)
+    for shard in facts.known_shards:
+        outcomes, first = facts.index(shard).outcomes, facts.first(shard)
+        own = own_failures(outcomes) & outcomes.cancelled
+        bad = Bitmap.of(position for position in own if first + position not in named)
+        for cause, positions in outcomes.upstream.items():
+            if cause < facts.tasks and facts.locate(cause)[0] not in facts.uncertain:
+                bad |= positions - outcomes.cancelled if cause in cancelled else positions & outcomes.cancelled
+        if bad and not facts.session.violations:
+            yield Finding(f"{_names(facts, shard, bad)}: cancelled though nobody asked for it, or the reverse", shard)
 
 
 def _splits_take_free_tasks(facts: Facts) -> Findings:
@@ -470,6 +487,7 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Findings]], ...] = (
     ("9", _wanted_results_are_stored),
     ("10", _killers_are_given_up),
     ("reservation", _only_reserved_tasks_ran),
+    ("cancelling", _only_cancelled_tasks_are_cancelled),
     ("splitting", _splits_take_free_tasks),
     ("1", _entries_follow),
     ("complete", _all_have_outcomes),

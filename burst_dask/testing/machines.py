@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burst_dask import link as links
+from burst_dask import opening
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.environment.versions import own_versions
@@ -143,12 +143,12 @@ class Client(Machine):
             settings=settings.to_dict(),
         )
         link = Link(self.store, manifest, settings, self._author(), SessionState())
-        await links.create(link, workers)
+        await opening.create(link, workers)
         return link
 
     async def attach(self, session: SessionId) -> Link:
         """Come back to a session that is there."""
-        link = await links.attach(self.store, session, self._author())
+        link = await opening.attach(self.store, session, self._author())
         assert link is not None
         return link
 
@@ -162,5 +162,5 @@ class Client(Machine):
         link = await self.attach(keys.session_of(run))
         view = await RunView.open(self.store, run)
         assert view is not None
-        await Watch(link, view, outputs).wait(to_first_failure=False, update=None, known=True)
+        await Watch(link, view, outputs, leave=True).wait(to_first_failure=False, update=None, known=True)
         return view

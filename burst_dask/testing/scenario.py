@@ -59,6 +59,15 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Cancellation:
+    """Tasks that a client cancels."""
+
+    at: float
+    tasks: frozenset[int]
+    force: bool
+
+
+@dataclass(frozen=True)
 class Death:
     """When a client dies: with its request number `count` of those whose key has `part` in it."""
 
@@ -85,6 +94,7 @@ class Scenario:
     submitter_dies: tuple[Death, ...]
     #: the same for those that collect
     collector_dies: tuple[Death, ...]
+    cancellations: tuple[Cancellation, ...]
     #: how many times as long as elsewhere tasks take on the first worker
     slowness: float
     #: the store's dates are wrong by so many seconds
@@ -123,6 +133,7 @@ class Scenario:
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
             submitter_dies=_deaths(entropy, storm, SUBMITTING),
             collector_dies=_deaths(entropy, storm, COLLECTING),
+            cancellations=_cancellations(seed, graph, horizon, storm),
             # Where the longest take a minute, others run second copies.
             slowness=entropy.choice([1.0, 1.0, max(4.0, 60.0 / max(work.seconds for work in graph.work))]),
             skew=entropy.choice([0.0, 1.0]),
@@ -171,6 +182,21 @@ def _deaths(entropy: Entropy, storm: bool, parts: Sequence[str]) -> tuple[Death,
     if not storm:
         return ()
     return tuple(_death(entropy, parts) for _ in range(entropy.choice([0, 0, 1, 3])))
+
+
+def _cancellations(seed: int, graph: Graph, horizon: float, storm: bool) -> tuple[Cancellation, ...]:
+    if seed % 7 not in (2, 3, 5):  # the others play as they did before there were any
+        return ()
+    entropy = Entropy(f"cancellations {seed}")
+    count = len(graph.work)
+    return tuple(
+        Cancellation(
+            entropy.choice([0.0, entropy.uniform(0, 5), entropy.uniform(0, horizon)]),
+            frozenset(entropy.sample(range(count), entropy.integer(1, max(1, count // 4)))),
+            storm and entropy.choice([True, False]),  # by force others may run twice, which is for storms
+        )
+        for _ in range(entropy.choice([1, 1, 3]))
+    )
 
 
 def _death(entropy: Entropy, parts: Sequence[str]) -> Death:

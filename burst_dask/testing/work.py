@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -102,6 +102,14 @@ class Graph:
             given = [value for value in inputs if value is not None]
             values[work.number] = None if fails or len(given) < len(inputs) else work.value(given)
         return values
+
+    def downstream(self, tasks: Collection[int]) -> set[int]:
+        """Return tasks and all that depend on them."""
+        found = set(tasks)
+        for work in self.work:
+            if not found.isdisjoint(work.inputs):
+                found.add(work.number)
+        return found
 
 
 class SimulatedExecutor:

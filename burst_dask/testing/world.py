@@ -24,14 +24,15 @@ from burst_dask.errors import StoreError
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
+from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import AddRun, Ended, encode
+from burst_dask.protocol.records import AddRun, Cancel, Ended, encode
 from burst_dask.testing.bucket import Bucket, Connection, Network
 from burst_dask.testing.invariants import check_run
 from burst_dask.testing.loop import Deadlock, VirtualLoop
 from burst_dask.testing.machines import Client, Job, Machine, SimulatedClock, Worker
 from burst_dask.testing.referee import Referee
-from burst_dask.testing.scenario import Death, Fault, Kind, Scenario
+from burst_dask.testing.scenario import Cancellation, Death, Fault, Kind, Scenario
 
 #: Seconds after which a run that has not ended counts as stuck: hours beyond all work and all leases.
 PATIENCE = 3 * 3600.0
@@ -75,6 +76,8 @@ class World:
         self._store = Connection(self.bucket, Network(), Entropy(0))
         #: runs in which every task has its outcome
         self._over: set[RunId] = set()
+        #: tasks that were cancelled, and those that depend on them: they may have no result
+        self._cancelled: set[int] = set()
         self._clients = 0
         self._main = self.loop.process("world")
 
@@ -108,6 +111,8 @@ class World:
             return
         self._main.start(self._told(self._arrive()))
         self._main.start(self._told(self._misfortunes()))
+        for cancellation in self.scenario.cancellations:
+            self._main.start(self._told(self._cancel(run, cancellation)))
         try:
             async with asyncio.timeout(PATIENCE + self.scenario.horizon + self._work()):
                 await self._collect(run)
@@ -168,6 +173,21 @@ class World:
             except StoreError:
                 continue  # the user tries again
 
+    async def _cancel(self, run: RunId, cancellation: Cancellation) -> None:
+        """Let a client cancel tasks."""
+        await self.clock.sleep(cancellation.at)
+        self._cancelled |= self.scenario.graph.downstream(cancellation.tasks)
+        client = self._client("canceller", None)
+        assert self.session is not None
+        while True:
+            try:
+                link = await client.attach(self.session)
+                await link.append(Cancel(run, cancellation.force, Bitmap.of(cancellation.tasks)))
+                break
+            except StoreError:
+                continue
+        self.happened["cancelled by force" if cancellation.force else "cancelled"] += 1
+
     async def _outcome(self, machine: Machine) -> Any:
         """Return what the machine's main coroutine returns; None when it died before, or all is lost already."""
         assert machine.task is not None
@@ -196,7 +216,8 @@ class World:
         # An unexpected failure may be WorkerLost, if so many workers did die.
         innocent = self.deaths >= self.scenario.settings.lost_workers
         for number, value in values.items():
-            if value != expected[number] and not (value is None and innocent):
+            excused = innocent or number in self._cancelled
+            if value != expected[number] and not (value is None and excused):
                 what = f"task {number} of run {run} gave {value!r}, and should give {expected[number]!r}"
                 self.referee.complain(what)
 

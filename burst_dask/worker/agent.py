@@ -43,7 +43,7 @@ BATCH_SECONDS = 0.05
 LOOK_AHEAD = 0.3
 #: Why a worker ends whose threads all run what was given up: who keeps it alive starts another.
 STUCK = "stuck"
-#: The same of one that runs a task of a run that was cancelled by force.
+#: The same of one that runs a task that was cancelled by force.
 KILLED = "killed"
 REPLACED = {STUCK, KILLED}
 
@@ -246,6 +246,18 @@ class Agent:
                 tender.let_go(FORCED)
             elif run in self.session.cancelled:
                 tender.let_go(CANCELLED)
+            else:
+                self._heed_cancelled_tasks(tender)
+
+    def _heed_cancelled_tasks(self, tender: Tender) -> None:
+        """Give tasks of a shard their outcomes that were cancelled singly, unless they run."""
+        run = tender.view.run
+        if (tasks := self.session.cancelled_tasks.get(run)) is None:
+            return
+        if (killed := self.session.killed_tasks.get(run)) is not None and tender.holding.under_way(killed):
+            self.stop(KILLED, f"a task of run {run} was cancelled by force while it ran")
+            tender.let_go(FORCED)
+        tender.cancel(tasks)
 
     def _look_again(self) -> None:
         self._find_attempt, self._find_after = 0, 0.0
@@ -324,6 +336,7 @@ class Agent:
         for position in batch[len(done) :]:
             context.durations.end(table.kinds[position], None)
             holding.give_back(position)
+        self._heed_cancelled_tasks(tender)  # of those that were not begun, or are to be tried again
         tender.stir()
         for other in self.tenders.values():
             other.changed.set()  # a thread is free, for which they may reserve
@@ -331,7 +344,8 @@ class Agent:
 
     async def _try_again(self, tender: Tender, position: int) -> None:
         context, holding = self.context, tender.holding
-        pause = policy.retry_pause(holding.attempts[position], context.settings.retry_delay)
+        first = holding.table.retry_delay.get(position, context.settings.retry_delay)
+        pause = policy.retry_pause(holding.attempts[position], first)
         await context.clock.sleep(pause * context.entropy.uniform(0.8, 1.2))
         holding.rested(position)
         tender.stir()
@@ -399,6 +413,7 @@ class Agent:
         self.tenders[found.view.run, found.shard.id] = tender
         if context.stopping:
             tender.let_go(context.stopping)
+        self._heed_cancelled_tasks(tender)
         self._spawn(self._tend_until_over(tender), self._jobs)
 
     async def _tend_until_over(self, tender: Tender) -> None:

@@ -31,6 +31,9 @@ class BackupTender(Tender):
         super().__init__(context, view, holding, announce)
         self._tasks = holding.shard.index.tasks
 
+    def cancel(self, numbers: Bitmap) -> None:
+        """Do nothing: that is the holder's to decide, as an error is."""
+
     async def run(self) -> None:
         """Return when the tasks have outcomes, whoever gave them."""
         async with asyncio.TaskGroup() as group:

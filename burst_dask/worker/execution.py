@@ -127,6 +127,7 @@ def open_table(record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
         impure=Bitmap.of(position for position, note in notes.items() if note.get("impure")),
         timeouts={position: float(note["timeout"]) for position, note in notes.items() if "timeout" in note},
         retry_on={position: tuple(note["retry_on"]) for position, note in notes.items() if "retry_on" in note},
+        retry_delay={position: float(note["retry_delay"]) for position, note in notes.items() if "retry_delay" in note},
         kinds=[key_split(name) for name in names],
     )
 

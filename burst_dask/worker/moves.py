@@ -133,7 +133,7 @@ class Moves:
     def _connect(self, position: int) -> None:
         """Count what a task waits for; it may turn out ready, or failed upstream."""
         unmet = 0
-        cause: int | None = None
+        failed: TaskOutcome | None = None
         for dependency in self.table.dependencies[position]:
             if dependency - self.table.first in self.todo:
                 unmet += 1
@@ -143,11 +143,12 @@ class Moves:
                 self.waiting[dependency].append(position)
                 self.unmet_foreign[position] += 1
                 unmet += 1
-            elif not outcome.done and cause is None:
-                cause = outcome.cause
+            elif not outcome.done and failed is None:
+                failed = outcome
         self.unmet[position] = unmet
-        if cause is not None:
-            self._fail_upstream([position], cause)
+        if failed is not None:
+            assert failed.cause is not None
+            self._fail_upstream([position], failed.cause, failed.cancelled)
         elif not unmet:
             self._enable(position)
 
@@ -168,7 +169,7 @@ class Moves:
                     self._met(position)
             else:
                 assert outcome.cause is not None
-                self._fail_upstream(positions, outcome.cause)
+                self._fail_upstream(positions, outcome.cause, outcome.cancelled)
         return mattered
 
     def loaded(self, positions: Iterable[int], values: dict[int, tuple[Any, int]]) -> None:
@@ -182,9 +183,18 @@ class Moves:
                 self._enable(position)
 
     def give_up(self, ran: Ran) -> None:
-        """Record an outcome without another try: an input cannot be read, or workers die of the task."""
+        """Record an outcome without another try: it is cancelled, an input cannot be read, or workers die of it."""
         self.loading.discard(ran.position)
         self._end(ran)
+
+    def unstarted(self, numbers: Bitmap) -> list[int]:
+        """Return the positions of those tasks, given by global number, that have no outcome and do not run."""
+        first, idle = self.table.first, self.todo - self.revived - self.running
+        return sorted(position for position in idle if first + position in numbers)
+
+    def under_way(self, numbers: Bitmap) -> bool:
+        """Tell whether one of those tasks runs here."""
+        return any(self.table.first + position in numbers for position in self.running)
 
     def finish(self, ran: Ran) -> bool:
         """Record that an execution has ended; tell whether it is to be tried again, when `rested`."""
@@ -243,6 +253,7 @@ class Moves:
     def _beaten(self, position: int) -> None:
         """Take in that a backup copy brought the result of a task first."""
         ran = self.finished.ran.pop(position, None)
+        self.finished.cancelled.discard(position)
         if position in self.todo:
             self._forget(position)
             self._settle_dependents(position)
@@ -250,6 +261,7 @@ class Moves:
             # It failed here, and what that made fail upstream can run after all.
             revoked = sorted(self.finished.upstream.pop(self.table.first + position, ()))
             self.todo.update(revoked)
+            self.finished.cancelled.difference_update(revoked)
             for dependent in revoked:
                 self.uses.update(self.table.dependencies[dependent])
             for dependent in revoked:
@@ -304,6 +316,8 @@ class Moves:
         self._forget(position)
         if position not in self.revived:
             self.finished.ran[position] = ran
+            if ran.cancelled:
+                self.finished.cancelled.add(position)
             self.finished_size += sum(memoryview(part).nbytes for part in ran.body or ())
             self.finished_consumed |= position in self.consumed
         if not ran.failed:
@@ -317,14 +331,14 @@ class Moves:
                 if dependent in self.todo:
                     self._end(Ran(dependent, body=ran.body, failed=True))
         else:
-            self._fail_upstream(self.table.dependents[position], number)
+            self._fail_upstream(self.table.dependents[position], number, ran.cancelled)
 
     def _settle_dependents(self, position: int) -> None:
         for dependent in self.table.dependents[position]:
             if dependent in self.todo:
                 self._met(dependent)
 
-    def _fail_upstream(self, positions: Iterable[int], cause: int) -> None:
+    def _fail_upstream(self, positions: Iterable[int], cause: int, cancelled: bool) -> None:
         """Give tasks, and all that depend on them here, the outcome `upstream failed` (rule 4)."""
         stack = list(positions)
         while stack:
@@ -334,6 +348,8 @@ class Moves:
             self._forget(position)
             if position not in self.revived:
                 self.finished.upstream[cause].add(position)
+                if cancelled:
+                    self.finished.cancelled.add(position)
             stack.extend(self.table.dependents[position])
 
     def _forget(self, position: int) -> None:

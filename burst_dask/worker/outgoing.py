@@ -110,7 +110,8 @@ class Outgoing:
             },
             upstream=upstream,
             seconds=sum(one.seconds for one in ran.values()),
-            ran=len(ran),
+            ran=sum(not one.cancelled for one in ran.values()),
             logs={self.logs_name: logged} if self.logs_name else {},
             tries={p: tries for p, tries in self.finished.tries.items() if p in pending},
+            cancelled=Bitmap.of(self.finished.cancelled) & failed,
         ), tuple(names)

@@ -24,6 +24,8 @@ class Ran:
     #: the result or error as stored (unsealed); None when only this shard needs it
     body: list[Buffer] | None = None
     failed: bool = False
+    #: it failed because it was cancelled before it ran
+    cancelled: bool = False
     #: what it has printed, if anything
     output: TaskOutput | None = None
     #: ``module.name`` of the class of what it raised, and of its bases
@@ -39,6 +41,8 @@ class Finished:
     ran: dict[int, Ran] = field(default_factory=dict)
     #: first cause (global number) -> positions that failed because of it
     upstream: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    #: positions among both that were cancelled, or need what was
+    cancelled: set[int] = field(default_factory=set)
     #: what tasks have printed, also in tries that are followed by another …
     outputs: list[TaskOutput] = field(default_factory=list)
     #: … of which there were so many, by position

@@ -41,6 +41,8 @@ class TaskTable:
     timeouts: dict[int, float] = field(default_factory=dict)
     #: position -> names of the exceptions after which it may be tried again; any, where there is none
     retry_on: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    #: position -> seconds before its second try, where it is not that of the session
+    retry_delay: dict[int, float] = field(default_factory=dict)
     #: what kind of task each is: tasks of a kind take about the same time
     kinds: list[str] = field(default_factory=list)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from burst_dask import serialize
-from burst_dask.errors import CorruptObject, WorkerLost
+from burst_dask.errors import CorruptObject, TaskCancelled, WorkerLost
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys, policy
@@ -97,6 +97,16 @@ class Tender:
                 )
                 body = serialize.dump_failure(error, key=key, worker=self.context.worker, attempts=strikes)
                 holding.give_up(Ran(position, body=body, failed=True))
+
+    def cancel(self, numbers: Bitmap) -> None:
+        """Give tasks that do not run yet the outcome cancelled; those that run are let finish."""
+        holding = self.holding
+        for position in holding.unstarted(numbers):
+            key = holding.table.keys[position]
+            error, tries = TaskCancelled(f"task {key!r} was cancelled"), holding.attempts[position]
+            body = serialize.dump_failure(error, key=key, worker=self.context.worker, attempts=tries)
+            holding.give_up(Ran(position, body=body, failed=True, cancelled=True))
+            self.stir()
 
     # ------------------------------------------------------------------ commit
 

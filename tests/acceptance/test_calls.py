@@ -48,6 +48,30 @@ def wait_for(marks, gate):
     return gate
 
 
+def test_cancel_a_call(any_store, marks):
+    """What is cancelled is not made, nor what depends on it; the others go on."""
+    session = Session(any_store, workers=1, progress=False, **QUICK)
+    try:
+        busy = session.submit(wait_for, marks, "gate")
+        unwanted = session.map(squared, range(5))
+        session.flush()  # it is in the store, and would be made without this process
+        after = session.submit(sum, unwanted)
+        other = session.submit(squared, 6)
+        session.flush()
+
+        assert unwanted[3].cancel() and after.cancelled()
+
+        marks.open("gate")
+        assert busy.result(timeout=120) == "gate" and other.result(timeout=120) == 36
+        found = session.collect(wait=True, timeout=120)
+        assert found.cancelled == 2 and unwanted[3].key not in found and after.key not in found
+        assert [found[future.key] for future in unwanted if future is not unwanted[3]] == [0, 1, 4, 16]
+        status = session.status()
+        assert (status.totals["cancelled"], status.totals["failed"], status.totals["pending"]) == (2, 0, 0)
+    finally:
+        session.cleanup(force=True)
+
+
 def test_submit_calls(burst):
     """Futures as with distributed.Client and concurrent.futures; the work goes on without this process."""
     squares = [burst.submit(squared, n) for n in range(100)]  # returns at once

@@ -11,10 +11,13 @@ import time
 import dask
 import pytest
 from acting import QUICK, check, children
+from ecs_stand_in import push_image
 from servers import REGION
 from test_survives import chains
 
 from burst_dask import Session, attach, sync
+from burst_dask.aws.clients import Clients
+from burst_dask.aws.stack import read_stack
 from burst_dask.errors import ConfigError, CredentialsExpired, FleetError
 from burst_dask.overview import list_sessions
 
@@ -124,6 +127,15 @@ def test_the_client_dies_and_another_one_goes_on(sessions, ecs, marks, store):
     check(burst, run_id)
 
 
+def test_a_script_that_runs_again_goes_on_with_the_workers_that_are_there(sessions, ecs):
+    first = sessions(name="nightly", resume=True)
+    assert dask.delayed(sum, pure=True)([1, 2]).compute(scheduler=first) == 3
+    again = sessions(name="nightly", resume=True)
+    assert again.id == first.id and len(ecs.tasks) == 2
+    assert dask.delayed(sum, pure=True)([3, 4]).compute(scheduler=again) == 7
+    assert again._link.fleet is not None, "it replaces workers that are lost"
+
+
 # ---------------------------------------------------------------------------- what stands in the way
 
 
@@ -164,6 +176,7 @@ def test_credentials_that_expire_while_workers_work(sessions, ecs, marks):
         assert run.result(timeout=60) == expected
 
 
+@pytest.mark.filterwarnings("ignore:.*are not started now.*expired")  # until it is known that the last one is dead
 def test_credentials_that_expire_when_no_worker_is_left(sessions, ecs, marks):
     burst = sessions(workers=1)
     values, expected = chains(marks, 3, 2, gate="gate")
@@ -245,3 +258,30 @@ def test_logs_of_workers_are_found_while_and_after_they_run(sessions, ecs, store
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ).stdout
     assert f"worker {worker} started" in shown and "hello" in shown
+
+
+def test_the_stack_that_setup_makes_is_all_that_a_session_needs(ecs, monkeypatch):
+    """From an empty account to a result, and back."""
+    ec2 = ecs.client("ec2")
+    gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    (vpc,) = [one["VpcId"] for one in ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]]
+    ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+    (table,) = [one["RouteTableId"] for one in ec2.describe_route_tables()["RouteTables"]]
+    ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+    command = [sys.executable, "-m", "burst_dask.cli"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*command, "setup", "aws", "--stack", "second", "--yes"], env=environment, check=True)
+    monkeypatch.setenv("BURST_STACK", "second")
+    stack = read_stack(Clients.of(), "second")
+    assert stack is not None
+    push_image(ecs.moto, "second")
+    with pytest.warns(UserWarning, match="1 workers run on ECS, in the stack second"):
+        burst = Session(stack.store, workers=1, progress=False, **QUICK)
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    assert ecs.tasks[0].request["cluster"] == stack.cluster == "second"
+    burst.cleanup(force=True)
+    assert ecs.running == []
+    spot = Session(stack.store, workers=2, launch_type="EC2", spot=True, progress=False, **QUICK)
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=spot) == 3
+    assert {task.provider for task in ecs.tasks[1:]} == {stack.capacity_providers["x86_64-spot"]}
+    spot.cleanup(force=True)

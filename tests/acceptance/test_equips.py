@@ -315,3 +315,38 @@ def test_other_differences_are_shown_once(sessions, external, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert again.compute(dask.delayed(sum)([5, 6])).result(timeout=60) == (11,)
+
+
+FRESH = """
+import sys
+from burst_dask import attach
+assert "mypkg" not in sys.modules and not any("src" in folder for folder in sys.path)
+run = attach(sys.argv[1], store=sys.argv[2])
+(square,), (same,) = run.result(timeout=60), run.collect().values()
+print(type(square).__module__, square.side, same.side)
+"""
+
+
+def test_results_of_classes_that_were_sent_can_be_collected_anywhere(sessions, mypkg, external):
+    """A process that has never seen the package gets the session's code when it collects. It installs no packages."""
+    from mypkg import Square
+
+    burst = sessions(fleet=None, code=[mypkg], packages=["no-such-package-anywhere"])
+    plain = sessions(fleet=None, code=[mypkg])
+    start_elsewhere(plain, external)
+    run = plain.compute(dask.delayed(Square)(7))
+    run.wait(timeout=60)
+    command = [sys.executable, "-P", "-c", FRESH, run.id, plain.store]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "mypkg.shapes 7 7\n", done.stderr
+    assert attach(burst.id, store=burst.store).collect().pending == 0  # asks for nothing that must be installed
+
+
+def test_without_the_code_it_says_what_is_missing(sessions, mypkg):
+    burst = sessions(fleet=None, code=[mypkg])
+    run = burst.compute(dask.delayed(abs)(-1))
+    there = attach(run.id, store=burst.store)
+    sync.run(burst._link.store.delete([keys.code(burst.id, burst._link.manifest.environment.code)]))
+    with pytest.warns(UserWarning, match="results of its classes cannot be loaded unless this process can import it"):
+        assert there.collect().pending == 1

@@ -63,6 +63,16 @@ def test_only_after_the_exceptions_that_it_names(sessions, marks):
         burst.compute(transient, retry_on=3)
 
 
+def test_calls_have_retries_of_their_own(sessions, marks):
+    """As annotations have: after which exceptions, and how soon; the session's pause would take an hour."""
+    burst = sessions(workers=1, retry_delay=3600.0)
+    often = {"retries": 5, "retry_on": ConnectionError, "retry_delay": 0.01}
+    (transient,) = burst.map(flaky, [marks], ["transient"], [3], **often)
+    hopeless = burst.submit(flaky, marks, "hopeless", 2, ValueError, **often)
+    assert transient.result(timeout=60) == "transient"
+    assert isinstance(hopeless.exception(timeout=60), ValueError) and marks.count("hopeless") == 1
+
+
 def test_a_task_that_hangs_is_given_up_and_the_work_goes_on(sessions, marks):
     """Its thread cannot be killed, so its worker, which has no other, hands over and is replaced."""
     burst = sessions(workers=1)

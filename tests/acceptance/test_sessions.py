@@ -270,6 +270,23 @@ def test_cancel_lets_running_tasks_finish(sessions, marks):
     assert (status.state, status.completed, status.cancelled, status.pending) == ("cancelled", 1, 3, 0)
 
 
+def test_what_depends_on_a_cancelled_run_is_cancelled_too(sessions, place):
+    """In other runs of the session, for every client, with workers or without."""
+    session = sessions(fleet=None)
+    kept = session.persist(dask.delayed(double)(1))
+    run = session.compute(dask.delayed(double)(kept), dask.delayed(double)(3))
+    first = session.status().runs[0]
+    assert attach(first.id, store=place).cancel()
+    status = run.status()
+    assert (status.state, status.cancelled, status.pending) == ("pending", 1, 1)
+    with pytest.raises(RunCancelled, match=f"run {first.id}, of which it needs a result, was cancelled"):
+        run.wait(timeout=60)
+    session.scale(1)
+    found = attach(session.id, store=place).collect(wait=True, timeout=60)  # what can be had
+    assert (list(found.values()), found.pending, found.cancelled) == ([6], 0, 2)
+    assert run.status().state == "cancelled"
+
+
 def test_cancel_by_force_ends_running_tasks(sessions, marks):
     session = sessions(workers=1)
     run = session.compute(dask.delayed(waits)(marks, "in", "never"))

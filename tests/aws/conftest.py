@@ -140,6 +140,9 @@ def account(kept_account: Account, account_server: str, monkeypatch: pytest.Monk
     # moto knows no quotas of processors and does not simulate policies.
     account.answers("servicequotas:GetServiceQuota", {"Quota": {"Value": 256.0}})
     account.answers("iam:SimulatePrincipalPolicy", {"EvaluationResults": [{"EvalDecision": "allowed"}]})
+    # What moto answers, but in seconds.
+    account.answers("ec2:DescribeInstanceTypes", {"InstanceTypes": []})
+    account.answers("ec2:DescribeSpotPriceHistory", {"SpotPriceHistory": []})
     account.calls.clear()
     return account
 

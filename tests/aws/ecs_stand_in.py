@@ -28,7 +28,10 @@ from urllib.parse import urlsplit
 
 import boto3
 import psutil
+from botocore.config import Config
 from servers import CREDENTIALS, REGION
+
+from burst_dask.aws.clients import Clients
 
 #: Pairs that Fargate takes, as its documentation has them: CPU units -> least, most and step in GiB.
 FARGATE = {
@@ -411,6 +414,35 @@ class EcsStandIn:
         return Handler
 
 
+class Clock:
+    """Time passes when somebody waits, or the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+class Impatient(Clients):
+    """Without retries of botocore, which wait by the real clock."""
+
+    def _make(self, service: str) -> Any:
+        config = Config(retries={"mode": "standard", "total_max_attempts": 1})
+        return self.session.client(service, region_name=self.region, config=config)
+
+
 #: As much of the stack as a fleet needs, so that its tests do not hang on the whole template.
 TEMPLATE = {
     "Parameters": {
@@ -444,11 +476,14 @@ TEMPLATE = {
 
 def stand(moto: str) -> None:
     """Make the stack in moto, with an image."""
+    formation = boto3.client("cloudformation", endpoint_url=moto, region_name=REGION)
+    formation.create_stack(StackName="burst-dask", TemplateBody=json.dumps(TEMPLATE))
+    push_image(moto, "burst-dask")
 
-    def client(service: str) -> Any:
-        return boto3.client(service, endpoint_url=moto, region_name=REGION)
 
-    client("cloudformation").create_stack(StackName="burst-dask", TemplateBody=json.dumps(TEMPLATE))
+def push_image(moto: str, repository: str) -> None:
+    """Have an image in a repository."""
     kind = "application/vnd.docker.distribution.manifest.v2+json"
     manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": {}, "layers": []})
-    client("ecr").put_image(repositoryName="burst-dask", imageManifest=manifest, imageTag="0a1b2c")
+    ecr = boto3.client("ecr", endpoint_url=moto, region_name=REGION)
+    ecr.put_image(repositoryName=repository, imageManifest=manifest, imageTag="0a1b2c")

@@ -118,7 +118,9 @@ def test_iam_is_asked_of_each_right(ready, told):
 def test_roles_may_be_passed_to_ecs_only(ready, told):
     told("ok")
     passed = [one for one in ready.asked("iam:SimulatePrincipalPolicy") if one["ActionNames"] == ["iam:PassRole"]]
-    assert [one["ContextEntries"][0]["ContextKeyValues"] for one in passed] == [["ecs-tasks.amazonaws.com"]] * 2
+    contexts = [{one["ContextKeyName"]: one["ContextKeyValues"] for one in call["ContextEntries"]} for call in passed]
+    cluster = "arn:aws:ecs:us-east-1:123456789012:cluster/burst-dask"
+    assert contexts == [{"ecs:cluster": [cluster], "iam:PassedToService": ["ecs-tasks.amazonaws.com"]}] * 2
 
 
 def test_policies_of_a_role_count_not_its_session(ready, told):

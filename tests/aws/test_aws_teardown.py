@@ -103,12 +103,19 @@ def test_stops_tasks_when_told(running, burst):
 
 
 def test_instances_are_protected_and_so_ended_by_force(filled, burst):
-    group = {"AutoScalingGroupName": "g", "Instances": [{"InstanceId": "i-1"}]}
+    ending = [{"AutoScalingGroupName": "g", "Instances": [{"InstanceId": "i-1"}]}]
     idle = {"AutoScalingGroupName": "h", "Instances": []}
-    filled.answers("autoscaling:DescribeAutoScalingGroups", {"AutoScalingGroups": [group, idle]})
+    looks = iter([[*ending, idle], ending, []])  # it takes a while until they have ended
+    filled.answers("autoscaling:DescribeAutoScalingGroups", lambda _: {"AutoScalingGroups": next(looks)})
     filled.answers("autoscaling:DeleteAutoScalingGroup", {})
-    burst("teardown", "aws", "--yes")
+    filled.answers("ecs:ListContainerInstances", {"containerInstanceArns": ["arn:instance/1"]})
+    filled.answers("ecs:DeregisterContainerInstance", {})
+    assert burst("teardown", "aws", "--yes").exit_code == 0
     assert filled.asked("autoscaling:DeleteAutoScalingGroup") == [{"AutoScalingGroupName": "g", "ForceDelete": True}]
+    (gone,) = filled.asked("ecs:DeregisterContainerInstance")
+    assert gone == {"cluster": "burst-dask", "containerInstance": "arn:instance/1", "force": True}
+    names = [name for name, _ in filled.calls]
+    assert names.index("ecs:DeregisterContainerInstance") < names.index("cloudformation:DeleteStack")
 
 
 def test_task_definitions_go_out_of_use(filled, burst):

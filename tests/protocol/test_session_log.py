@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from burst_dask.errors import IllegalTransition
+from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import (
     AddRun,
@@ -16,6 +17,8 @@ from burst_dask.protocol.records import (
     Scale,
     SessionAction,
     SessionEntry,
+    decode,
+    encode,
 )
 from burst_dask.protocol.session import SessionState, describe, fold
 
@@ -115,3 +118,13 @@ def test_a_log_begins_with_one_open(actions: list[SessionAction]) -> None:
 def test_a_gap_is_refused() -> None:
     with pytest.raises(IllegalTransition, match="entry 1 where 0"):
         SessionState().apply(SessionEntry(number=1, writer="c", nonce="n", wrote=0.0, action=Open()))
+
+
+def test_single_tasks_are_cancelled() -> None:
+    some, more = Bitmap.of([1, 5]), Bitmap.of([2])
+    state = log(Open(), AddRun(R1), Cancel(R1, tasks=some), Cancel(R1, force=True, tasks=more))
+    assert state.cancelled_tasks == {R1: some | more} and state.killed_tasks == {R1: more}
+    assert state.live_runs == [R1] and not state.cancelled
+    entry = SessionEntry(number=3, writer="c", nonce="n", wrote=0.0, action=Cancel(R1, tasks=some))
+    assert describe(entry) == "2 tasks of run s.r1 were cancelled"
+    assert decode(SessionEntry, "it", encode(entry)) == entry

@@ -94,6 +94,15 @@ def test_only_the_holder_commits_and_releases() -> None:
             taken.apply(A, action)
 
 
+def test_what_is_cancelled_is_among_what_failed() -> None:
+    some = Bitmap.of([1, 2])
+    new = Outcomes(failed=some, upstream={1: Bitmap.of([2])}, cancelled=some)
+    state = held().apply(A, commit(new)).apply(A, commit(done(0)))  # nobody had reserved it
+    assert state.index.outcomes.cancelled == some and state.index.pending == Bitmap.of([3])
+    with pytest.raises(IllegalTransition, match="cancelled and not among those that failed"):
+        held().apply(A, commit(Outcomes(done=some, cancelled=some)))
+
+
 def test_a_second_outcome_is_refused() -> None:
     """Rule 3."""
     state = held().apply(A, commit(done(0)))

@@ -16,6 +16,7 @@ from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, ShardId, WorkerId
 from burst_dask.protocol.records import (
     AddRun,
+    Cancel,
     Claim,
     Close,
     Commit,
@@ -31,7 +32,7 @@ from burst_dask.protocol.records import (
     encode,
 )
 from burst_dask.protocol.shard import merge
-from burst_dask.testing.facts import garbage, gather
+from burst_dask.testing.facts import garbage, gather, own_failures
 from burst_dask.testing.invariants import assert_run_invariants, check_run
 
 
@@ -405,3 +406,38 @@ async def test_pending_tasks_are_wrong_only_when_all_should_be_over() -> None:
     assert (await case.violation()).what == "task 1: no outcome"
     await case.store.put(keys.complete(case.run), b"w")
     assert await case.rules(complete=False) == {"complete"}
+
+
+# ---------------------------------------------------------------------------- cancelling
+
+
+async def cancelled(named: Bitmap, outcomes: Outcomes) -> set[str]:
+    """Return which rules a shard of two tasks breaks whose holder gives these outcomes, with `named` cancelled."""
+    case, shard = await made(pair())
+    session, number = keys.session_of(case.run), 2
+    entry = SessionEntry(number=number, writer="c", nonce="n", wrote=0.0, action=Cancel(case.run, tasks=named))
+    await case.store.put(keys.entry(keys.session_log(session), number), encode(entry))
+    shard = await case.append(shard, "w", Claim(EMPTY))
+    body = b"".join(bytes(part) for part in seal([b"error"]))
+    stored = {position: Location(0, 0, len(body)) for position in own_failures(outcomes)}
+    outcomes = msgspec.structs.replace(outcomes, stored=stored)
+    await case.append(shard, "w", Commit(outcomes, EMPTY, (f"@{shard.next}",)), [body])
+    return await case.rules(complete=False)
+
+
+BOTH = Bitmap.of([0, 1])
+
+
+async def test_a_cancelled_task_and_what_depends_on_it() -> None:
+    outcomes = Outcomes(failed=BOTH, upstream={0: Bitmap.of([1])}, cancelled=BOTH)
+    assert await cancelled(Bitmap.of([0]), outcomes) == set()
+
+
+async def test_a_task_is_cancelled_that_nobody_cancelled() -> None:
+    outcomes = Outcomes(failed=BOTH, upstream={0: Bitmap.of([1])}, cancelled=BOTH)
+    assert await cancelled(Bitmap.of([1]), outcomes) == {"cancelling"}
+
+
+async def test_what_depends_on_a_cancelled_task_counts_as_failed() -> None:
+    outcomes = Outcomes(failed=BOTH, upstream={0: Bitmap.of([1])}, cancelled=Bitmap.of([0]))
+    assert await cancelled(Bitmap.of([0]), outcomes) == {"cancelling"}

@@ -12,12 +12,13 @@ import pytest
 from burst_dask import submission
 from burst_dask.journal import log
 from burst_dask.protocol import keys, policy, shard
-from burst_dask.protocol.bitmap import EMPTY
+from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.records import AddRun, encode
 from burst_dask.store.retrying import Retrying
 from burst_dask.testing.world import play
 from burst_dask.worker.finder import Finder
 from burst_dask.worker.holding import Holding
+from burst_dask.worker.moves import Moves
 from burst_dask.worker.outgoing import Outgoing
 from burst_dask.worker.tender import Tender
 
@@ -381,6 +382,34 @@ def lose_a_finished_task(patch: Patch) -> None:
         return outcomes(self, state)
 
     patch.setattr(Outgoing, "outcomes", short)
+
+
+# ---------------------------------------------------------------------------- cancelling
+
+
+@mutation
+def cancel_the_next_task_too(patch: Patch) -> None:
+    """A holder also gives a task up that nobody has cancelled."""
+    cancel = Tender.cancel
+    patch.setattr(Tender, "cancel", lambda self, tasks: cancel(self, Bitmap(tasks.bits | tasks.bits << 1)))
+
+
+@mutation
+def forget_who_was_cancelled_with_another(patch: Patch) -> None:
+    """What depends on a cancelled task counts as failed."""
+    fail = Moves._fail_upstream
+    patch.setattr(Moves, "_fail_upstream", lambda self, positions, cause, _: fail(self, positions, cause, False))
+
+
+@mutation
+def cancel_what_runs(patch: Patch) -> None:
+    """A task that runs is given up, and its result committed later."""
+    patch.setattr(
+        Moves,
+        "unstarted",
+        lambda self, tasks: sorted(p for p in self.todo if self.table.first + p in tasks),
+    )
+    patch.setattr(Moves, "_forget", lambda self, position: None)
 
 
 @pytest.fixture(autouse=True)

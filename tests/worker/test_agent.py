@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from stage import Stage, Task
 
-from burst_dask.errors import TaskTimeout, VersionMismatch
+from burst_dask.errors import TaskCancelled, TaskTimeout, VersionMismatch
 from burst_dask.protocol import keys
+from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import WorkerId
 from burst_dask.protocol.records import Cancel, Claim, Close, Commit, Ended, Extend, Release, Split, Takeover, decode
 from burst_dask.protocol.shard import Phase
@@ -273,6 +274,77 @@ async def test_a_cancellation_by_force_leaves_other_workers_alone() -> None:
     await stage.complete(await stage.submit([constant(2)]))
     await stage.stop()
     assert (await ended(stage, "w")).reason == "stopped"
+
+
+async def test_single_tasks_are_cancelled_and_those_that_run_are_let_finish() -> None:
+    stage = await Stage().open()
+    entered, gate = threading.Event(), threading.Event()
+
+    def waits() -> int:
+        entered.set()
+        gate.wait(60)
+        return 1
+
+    def negative(value: int) -> int:
+        return -value
+
+    # 0 runs; 1 and 5 wait, 2 needs 1, 3 needs 2 in another shard, 4 needs what runs
+    tasks: list[Task] = [(waits, []), constant(1), (negative, [1]), (negative, [2]), (negative, [0]), constant(5)]
+    view = await stage.submit(tasks, cuts=[3])
+    stage.start()
+    await asyncio.to_thread(entered.wait)
+    await stage.append(Cancel(view.run, tasks=Bitmap.of([0, 1, 5])))
+    while not view.totals().cancelled:  # the worker knows by now
+        await view.survey()
+        await asyncio.sleep(0.01)
+    gate.set()
+    await stage.complete(view)
+    outcomes = [view.outcome(number) for number in range(6)]
+    assert [one is not None and one.done for one in outcomes] == [True, False, False, False, True, False]
+    assert [one is not None and one.cancelled for one in outcomes] == [False, True, True, True, False, True]
+    assert [one.cause for one in outcomes if one is not None] == [None, 1, 1, 1, None, 5]
+    failure = load_failure((await view.fetch([5]))[5])
+    assert isinstance(failure.exception, TaskCancelled) and failure.key == "t-5"
+    assert (view.totals().cancelled, view.totals().failed) == (4, 0)
+    await stage.story(view)
+    await stage.stop()
+
+
+async def test_a_task_that_is_to_be_tried_again_is_cancelled() -> None:
+    stage = await Stage(retry_delay=3600.0).open()
+    failed = threading.Event()
+
+    def fails() -> None:
+        failed.set()
+        raise ConnectionError
+
+    view = await stage.submit([(fails, [])], annotations={0: {"retries": 5}})
+    stage.start()
+    await asyncio.to_thread(failed.wait)
+    await stage.append(Cancel(view.run, tasks=Bitmap.of([0])))
+    await stage.complete(view)
+    assert view.totals().cancelled == 1
+    await stage.stop()
+
+
+async def test_a_single_task_that_runs_is_ended_by_force() -> None:
+    stage = await Stage().open()
+    entered, gate = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        entered.set()
+        gate.wait(60)
+
+    view = await stage.submit([(waits, []), constant(1)])
+    stage.start()
+    await asyncio.to_thread(entered.wait)
+    await stage.append(Cancel(view.run, force=True, tasks=Bitmap.of([0])))
+    assert await stage.agents.pop("w") == "killed"
+    stage.start("next")
+    await stage.complete(view)
+    assert (view.totals().cancelled, view.totals().done) == (1, 1)
+    await stage.stop()
+    gate.set()
 
 
 async def test_past_the_deadline_workers_take_no_new_work_and_commit_what_they_have() -> None:

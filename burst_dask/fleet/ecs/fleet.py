@@ -87,6 +87,8 @@ class EcsFleet:
         self._numbers: dict[str, int] = {}
         self._looked: tuple[int, float] | None = None
         self._spot_rests_until = float("-inf")
+        #: notes, and until when they are good enough
+        self._noted: tuple[list[str], float] = ([], float("-inf"))
 
     # ------------------------------------------------------------------ Fleet
 
@@ -168,9 +170,20 @@ class EcsFleet:
     # ------------------------------------------------------------------ what else is known
 
     def notes(self) -> list[str]:
-        """Return what a person should know of workers: why some have stopped, and that some do not come up."""
+        """Return what a person should know of workers: why some have stopped, and that some do not come up.
+
+        It asks at most every `LOOK_EVERY` seconds: who watches asks more often.
+        """
         with self._lock:
+            noted, until = self._noted
+            if self._clock.monotonic() < until:
+                return noted
             place, alive = self._place, self._alive()
+            found = self._find_notes(place, alive)
+            self._noted = found, self._clock.monotonic() + LOOK_EVERY
+            return found
+
+    def _find_notes(self, place: _Place, alive: list[str]) -> list[str]:
         found = []
         now = self._clock.wall()
         late = [task for task in place.tasks.described(alive) if task.status in ("PROVISIONING", "PENDING")]
@@ -179,8 +192,13 @@ class EcsFleet:
             longest = max(now - task.created for task in late)
             waited = f"for up to {longest / 60:.0f} min"
             found.append(f"{len(late)} workers have been waiting for a machine or for their image {waited}")
-        reasons = Counter(why for task in place.tasks.stopped() if (why := self._why(place, task)))
-        found += [f"{count} stopped: {why}" if count > 1 else f"one stopped: {why}" for why, count in reasons.items()]
+        by_reason: dict[str, list[Task]] = {}
+        for task in place.tasks.stopped():
+            if why := words.why_stopped(task.stopped):
+                by_reason.setdefault(why, []).append(task)
+        for why, tasks in by_reason.items():
+            count = str(len(tasks)) if len(tasks) > 1 else "one"
+            found.append(f"{count} stopped: {self._with_last_words(place, why, tasks[-1])}")
         return found
 
     def process_logs(self, worker: str | None = None) -> list[ProcessLog]:
@@ -188,16 +206,15 @@ class EcsFleet:
         found = self._place.logs.of_session(self._session, self._opened)
         return [log for log in found if worker is None or log.tells_of(worker)]
 
-    def _why(self, place: _Place, task: Task) -> str | None:
-        """Return why a task has stopped, with the last line of its log if it ended by itself."""
-        why = words.why_stopped(task.stopped)
-        if why is None or task.stopped.exit_code in (None, 0) or task.stopped.code != "EssentialContainerExited":
+    def _with_last_words(self, place: _Place, why: str, task: Task) -> str:
+        """Return why tasks have stopped, with the last line that one of them wrote if it failed by itself."""
+        if task.stopped.exit_code in (None, 0) or task.stopped.code != "EssentialContainerExited":
             return why
         lines = place.logs.stream(stream_name(task.arn)).text.strip().splitlines()
         if not lines:
             return why
         if "exec format error" in lines[-1]:  # the only word of it
-            return words.why_stopped(task.stopped._replace(container_reason=lines[-1]))
+            return words.why_stopped(task.stopped._replace(container_reason=lines[-1])) or why
         return f"{why}: {lines[-1]}"
 
     # ------------------------------------------------------------------ how
@@ -228,6 +245,9 @@ class EcsFleet:
         with self._lock:
             self._launch(workers, self._alive(), number)
 
+    def _forget_notes(self) -> None:
+        self._noted = [], float("-inf")
+
     def _is_due(self, workers: int) -> bool:
         """Tell whether it is time to look again whether there are so many."""
         looked = self._looked
@@ -250,6 +270,7 @@ class EcsFleet:
         """Start workers; return how many. The lock must be held."""
         if not count:
             return 0
+        self._forget_notes()
         place, now = self._place, self._clock.monotonic()
         known = [*alive, *place.tasks.past()]
         launch = place.launcher.launch(count, known, avoid_spot=now < self._spot_rests_until, number=number)
@@ -292,10 +313,11 @@ class EcsFleet:
         """Stop tasks, and wait until their containers do not run any more. The lock must be held."""
         left = list(arns)
         self._looked = None
+        self._forget_notes()
         if not left:
             return
         tasks = self._place.tasks
-        tasks.stop(left, reason)
+        untold = tasks.stop(left, reason)
         for arn in left:
             self._unlisted.pop(arn, None)
         until = self._clock.monotonic() + max(grace, STOP_TIMEOUT) + _STOP_MORE
@@ -305,4 +327,5 @@ class EcsFleet:
                     f"{len(left)} tasks of session {self._session} were told to stop and still run, such as {left[0]}; "
                     "stop them in the console of ECS if they stay"
                 )
-            self._clock.pause(_STOP_POLL)
+            self._clock.pause(self._entropy.uniform(0.5, 1.0) * _STOP_POLL)
+            untold = tasks.stop(untold, reason) if untold else []

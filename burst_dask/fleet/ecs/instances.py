@@ -87,6 +87,6 @@ def check_fit(clients: Clients, there: Started, stack: Stack, size: Size, wanted
         warnings.warn(
             f"the stack {stack.name} may start other instances than {wanted.name}: the cheapest of {there}. To have "
             f"that type only: {there.option}",
-            stacklevel=2,
+            stacklevel=6,
         )
     return False

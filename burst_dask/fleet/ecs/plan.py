@@ -29,7 +29,16 @@ _MOST_KEY, _MOST_VALUE = 128, 256
 
 
 class EcsArguments(msgspec.Struct, frozen=True, kw_only=True):
-    """Arguments of `Session` that say how its workers run on ECS, as they were given."""
+    """Arguments of `Session` that say how its workers run on ECS, as they were given.
+
+    Examples
+    --------
+    >>> EcsArguments(instance_type="c8a.xlarge", spot=True).check()
+    >>> EcsArguments(spot="sometimes").check()
+    Traceback (most recent call last):
+    ...
+    burst_dask.errors.ConfigError: spot='sometimes': must be True, False or 'with-fallback'
+    """
 
     #: ``"FARGATE"``, or ``"EC2"`` for instances of the stack's capacity providers; None: as `instance_type` implies
     launch_type: str | None = None
@@ -247,7 +256,7 @@ def _on_fargate(size: Size) -> Size:
     # "16GB" is 14.9 GiB: who gets 15 needs no telling
     if found.cpu != size.cpu or found.memory - size.memory >= 1024:
         warnings.warn(
-            f"Fargate has no {size}: workers get {found}, the nearest that is at least as large", stacklevel=2
+            f"Fargate has no {size}: workers get {found}, the nearest that is at least as large", stacklevel=6
         )
     return found
 

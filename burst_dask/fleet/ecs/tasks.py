@@ -10,7 +10,7 @@ from typing import Any
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.aws.stack import Stack
-from burst_dask.errors import CloudError
+from burst_dask.errors import CloudError, CloudUnavailable
 from burst_dask.fleet.ecs.definition import started_by, task_id
 from burst_dask.fleet.ecs.words import Stopped
 from burst_dask.protocol.keys import SessionId
@@ -123,16 +123,25 @@ class Tasks:
             found += [Task.of(told) for told in answer["tasks"]]
         return found
 
-    def stop(self, arns: Iterable[str], reason: str) -> None:
-        """Have tasks end: SIGTERM, and SIGKILL when the time for that is over. It does not wait for them."""
+    def stop(self, arns: Iterable[str], reason: str) -> list[str]:
+        """Have tasks end: SIGTERM, and SIGKILL when the time for that is over. It does not wait for them.
 
-        def one(arn: str) -> None:
+        Returns
+        -------
+        list
+            ARNs of those that could not be told now, since AWS throttles: try them again.
+        """
+
+        def one(arn: str) -> str | None:
             try:
                 with explained("ecs:StopTask", arn, "Tasks may still run"):
                     self._ecs.stop_task(cluster=self._cluster, task=arn, reason=reason)
+            except CloudUnavailable:
+                return arn
             except CloudError as error:
                 if code_of(error) != "InvalidParameterException":  # there is no such task any more
                     raise
+            return None
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(one, arns))
+            return [arn for arn in pool.map(one, arns) if arn is not None]

@@ -141,6 +141,26 @@ def test_tasks_that_do_not_stop_are_told_of(fleet_of, ecs):
         fleet.stop()
 
 
+def test_stopping_that_is_throttled_is_tried_again(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    fleet.ensure(5)
+    ecs.once("StopTask", THROTTLED, times=3)
+    fleet.stop()
+    assert ecs.running == [] and len(ecs.names("StopTask")) == 8 and len(clock.pauses) == 1
+
+
+def test_who_watches_asks_no_more_often_than_others(fleet_of, ecs, clock):
+    fleet = fleet_of()
+    fleet.ensure(1)
+    fleet.notes()
+    asked = len(ecs.calls)
+    fleet.notes()
+    assert len(ecs.calls) == asked
+    ecs.take_back(ecs.running[0])
+    clock.pause(LOOK_EVERY)
+    assert len(fleet.notes()) == 1
+
+
 def test_a_task_that_ecs_has_forgotten_is_no_hindrance(fleet_of, ecs):
     fleet = fleet_of()
     fleet.ensure(1)
@@ -324,6 +344,15 @@ def test_a_quota_that_is_reached_half_way(fleet_of, ecs):
     ecs.faults.append(lambda call, request: full if call == "RunTask" and len(ecs.tasks) >= 20 else None)
     with pytest.warns(UserWarning, match=r"20 of 50 workers .* quota is used up.* the work goes on with fewer"):
         assert fleet.ensure(50) == 20
+
+
+def test_credentials_that_expire_half_way(fleet_of, ecs):
+    fleet = fleet_of()
+    expired = (400, "ExpiredTokenException", "The security token included in the request is expired")
+    ecs.faults.append(lambda call, request: expired if call == "RunTask" and len(ecs.tasks) >= 10 else None)
+    with pytest.warns(UserWarning, match=r"10 of 30 workers .* credentials have expired"):
+        assert fleet.ensure(30) == 10
+    assert fleet.alive() == 10
 
 
 def test_a_size_that_fargate_has_no_more(fleet_of, ecs):
