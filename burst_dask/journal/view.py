@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from burst_dask.errors import CorruptObject, ProtocolError
+from burst_dask.errors import CorruptObject, ProtocolError, ResultDiscarded
 from burst_dask.journal import log
 from burst_dask.journal.listing import Newest, key_order, newest_entries, newest_of
 from burst_dask.protocol import keys
@@ -414,6 +414,11 @@ class RunView:
         wanted: dict[tuple[ShardId, int | None, str], list[tuple[int, Span]]] = {}
         for task in tasks:
             outcome = self.outcome(task)
+            if outcome is not None and self._is_discarded(task):
+                raise ResultDiscarded(
+                    f"the result of task {task} of run {self.run} was an intermediate one, and was deleted when "
+                    "nothing needed it any more. Session(keep_intermediates=True) keeps them"
+                )
             if outcome is None or outcome.location is None:
                 raise ProtocolError(f"task {task} of run {self.run} has no stored outcome")
             number, name = object_key_name(outcome.location, outcome.shard.index)
@@ -436,8 +441,14 @@ class RunView:
             key = keys.entry(keys.shard_log(self.run, shard), number)
             blobs = await self._inline_blobs(shard, number, spans)
         if blobs is None:
+            if number is None and await self.poll(shard) and any(self._is_discarded(task) for task, _ in places):
+                return await self._fetch(task for task, _ in places)  # which says so
             raise CorruptObject(f"{key}: a committed result lies there, and it is gone")
         return {task: unseal(key, blob) for (task, _), blob in zip(places, blobs, strict=True)}
+
+    def _is_discarded(self, task: int) -> bool:
+        shard, position = self.owner(task)
+        return position in shard.index.discarded
 
     async def _inline_blobs(self, shard: ShardId, number: int, spans: Sequence[Span]) -> list[memoryview] | None:
         body = self._inline.get((shard, number))

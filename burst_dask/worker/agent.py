@@ -28,13 +28,14 @@ from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Held, Open,
 from burst_dask.protocol.session import SessionState
 from burst_dask.store import requests_of
 from burst_dask.worker.backup import BackupTender, stand_in
-from burst_dask.worker.context import Context, logger, wait_for
+from burst_dask.worker.context import Context
 from burst_dask.worker.deadline import Deadline
 from burst_dask.worker.execution import Call
 from burst_dask.worker.finder import BLOCKED, Finder, Found
 from burst_dask.worker.holding import Holding
 from burst_dask.worker.load import Batch
 from burst_dask.worker.tender import CANCELLED, FORCED, UNFIT, Tender
+from burst_dask.worker.waiting import logger, wait_for
 
 #: Seconds of work for one thread hop: the hop costs 0.1 ms, and a loop turn comes 20 times a second.
 BATCH_SECONDS = 0.05
@@ -68,6 +69,7 @@ class Agent:
         self._started = context.clock.wall()
         self.session = SessionState()
         self.tenders: dict[tuple[RunId, ShardId], Tender] = {}
+        context.discarder.tenders = self.tenders
         self.finder = Finder(context, self.beat, self.tenders)
         self._finding = False
         #: batches in threads: nobody waits for them once the work is handed over
@@ -97,7 +99,7 @@ class Agent:
         await self._read_session()
         async with asyncio.TaskGroup() as group:
             self._group = group
-            background = {group.create_task(loop()) for loop in (self._heartbeat, self._follow)}
+            background = {group.create_task(loop()) for loop in (self._heartbeat, self._follow, context.discarder.run)}
             await self._work()
             await self._let_go_of_all()
             for task in background | self._batches:
@@ -386,8 +388,9 @@ class Agent:
             if tender.letting_go == UNFIT:
                 self.finder.unfit.add(key)
             tender.holding.values.clear()
-        # What this shard gave may be what others waited for.
+        # What this shard gave may be what others waited for, and what it took nobody needs any more.
         self._announce(tender.view)
+        self.context.discarder.stir(tender.view, keys.root_number(key[1]), over=True)
         self._look_again()
         if not self.tenders:
             self._session_news.set()  # idle workers look for new runs more often than busy ones

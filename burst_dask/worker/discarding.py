@@ -1,0 +1,239 @@
+"""Deleting, in the background, segments with results that nobody needs any more (PROTOCOL.md, "Garbage").
+
+::
+
+    a commit ──▶ stir ──▶ look: its shard, and those it reads from ──▶ nobody needs a segment's results
+                                                                          │
+                  held by this worker: its next COMMIT says so ◀──────────┤
+                  complete: a DISCARD says so                  ◀──────────┘
+                        └──▶ the segments are deleted
+
+Whoever commits last finds all the others' commits: so nothing is left, unless a worker dies. What is left then is
+found once more by workers that have nothing else to do in a run that is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from burst_dask.errors import BurstError, ProtocolError
+from burst_dask.journal import log, packs
+from burst_dask.journal.needs import Needs, Shape, discardable
+from burst_dask.journal.view import RunView
+from burst_dask.protocol import keys
+from burst_dask.protocol.bitmap import Bitmap
+from burst_dask.protocol.keys import RunId, ShardId
+from burst_dask.protocol.records import Discard, ShardRecord
+from burst_dask.protocol.shard import Phase, Shard, is_segment, segments_of
+from burst_dask.worker.waiting import logger, wait_for
+
+if TYPE_CHECKING:
+    from burst_dask.worker.context import Context
+    from burst_dask.worker.tender import Tender
+
+#: Requests of one round that only serve to find out more; what is left has its turn in the next one.
+BUDGET = 32
+#: Shapes kept, of a few ten KB each.
+SHAPES = 256
+#: About how many of all idle workers look once more at a run that is complete.
+SWEEPERS = 2.0
+
+
+class Discarder:
+    """Finds and deletes what nobody needs, for one worker."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        #: what this worker holds; the agent's
+        self.tenders: Mapping[tuple[RunId, ShardId], Tender] = {}
+        self._shapes: OrderedDict[tuple[RunId, int], Shape] = OrderedDict()
+        self._views: dict[RunId, RunView] = {}
+        #: plan shards to look at -> when
+        self._due: dict[tuple[RunId, int], float] = {}
+        #: … and when they were last looked at
+        self._looked: dict[tuple[RunId, int], float] = {}
+        self._doomed: list[str] = []
+        self._news = asyncio.Event()
+
+    # ------------------------------------------------------------------ what others tell
+
+    def remember(self, run: RunId, record: ShardRecord) -> None:
+        """Take in task records that were read anyway."""
+        if not self._context.settings.keep_intermediates:
+            self._keep(run, record.shard, Shape.of(record))
+
+    def stir(self, view: RunView, number: int, *, over: bool = False) -> None:
+        """Note that there were commits in plan shard `number`; `over` when one of its shards has ended."""
+        plan_shards = view.plan.shards
+        if self._context.settings.keep_intermediates:
+            return
+        if not any(discardable(view, each) for each in (number, *plan_shards[number].upstream)):
+            return
+        now = self._context.clock.monotonic()
+        looked = self._looked.get((view.run, number), float("-inf"))
+        self._plan(view, number, now if over else max(now, looked + self._context.settings.discard_interval))
+
+    def sweep(self, view: RunView, workers: int) -> None:
+        """Look once more at a run that is complete, some time from now: who was to delete what is left may have died.
+
+        Parameters
+        ----------
+        workers
+            About how many there are: a few of them will do.
+        """
+        context = self._context
+        if context.settings.keep_intermediates or context.entropy.uniform(0, workers) > SWEEPERS:
+            return
+        due = context.clock.monotonic() + context.settings.discard_interval * context.entropy.uniform(1, 2)
+        for number in range(len(view.plan.shards)):
+            if discardable(view, number):
+                self._plan(view, number, due)
+
+    def delete(self, run: RunId, shard: ShardId, names: Iterable[str]) -> None:
+        """Delete segments of which an entry says that nobody needs them."""
+        self._doomed += [keys.segment(run, shard, name) for name in names]
+        self._news.set()
+
+    def _plan(self, view: RunView, number: int, due: float) -> None:
+        self._views[view.run] = view
+        self._due[view.run, number] = min(due, self._due.get((view.run, number), float("inf")))
+        self._news.set()
+
+    def _keep(self, run: RunId, number: int, shape: Shape) -> None:
+        self._shapes[run, number] = shape
+        self._shapes.move_to_end((run, number))
+        while len(self._shapes) > SHAPES:
+            self._shapes.popitem(last=False)
+
+    # ------------------------------------------------------------------ at work
+
+    async def run(self) -> None:
+        """Go on until cancelled. What fails here is left for others: it costs storage, never a result."""
+        while True:
+            now = self._context.clock.monotonic()
+            pause = max(0.0, min(self._due.values()) - now) if self._due else None
+            if not self._doomed and (pause is None or pause > 0):
+                await wait_for(self._news, pause)
+                continue
+            try:
+                await self._delete()
+                await self._look([place for place, due in self._due.items() if due <= now])
+            except ProtocolError:
+                raise
+            except BurstError as error:
+                logger.warning("intermediate results that nobody needs are not deleted: %s", error)
+
+    async def _delete(self) -> None:
+        doomed, self._doomed = self._doomed, []
+        if doomed:
+            await self._context.store.delete(doomed)
+
+    async def _look(self, places: list[tuple[RunId, int]]) -> None:
+        """Look at plan shards in which there were commits, and at those that they read from."""
+        now = self._context.clock.monotonic()
+        for place in places:
+            del self._due[place]
+            self._looked[place] = now
+        for run in dict.fromkeys(run for run, _ in places):
+            view = self._views[run]
+            numbers = {number for of, number in places if of == run}
+            numbers.update(up for number in list(numbers) for up in view.plan.shards[number].upstream)
+            look = _Look(self._context, view, {n: s for (of, n), s in self._shapes.items() if of == run})
+            for number in sorted(numbers):
+                for shard in view.family(number):
+                    await self._examine(look, shard.id)
+            for number in look.learned:
+                self._keep(run, number, look.shapes[number])
+            if look.budget <= 0:
+                for number in (number for of, number in places if of == run):
+                    self._plan(view, number, now + self._context.settings.discard_interval)
+            if not any(of == run for of, _ in self._due):
+                del self._views[run]
+        await self._delete()
+
+    async def _examine(self, look: _Look, id: ShardId) -> None:
+        """Discard those segments of a shard of which nobody needs anything."""
+        view, tender = look.view, self.tenders.get((look.view.run, id))
+        shard = view.shard(id)
+        if not any(is_segment(name) and not name.endswith(keys.LASTING) for name in shard.index.objects):
+            return
+        held = tender is not None and tender.may_discard
+        if not held and shard.phase is not Phase.COMPLETE:
+            await look.read_on(id)  # who held it may have ended it since
+            shard = view.shard(id)
+            if shard.phase is not Phase.COMPLETE:
+                return
+        found = await look.free(shard)
+        if found and held and tender is not None:
+            tender.discard(found)
+        elif found:
+            await self._append(view, id, found)
+
+    async def _append(self, view: RunView, id: ShardId, places: list[int]) -> None:
+        context = self._context
+        while shard_places := [place for place in places if is_segment(view.shard(id).index.objects[place])]:
+            shard = view.shard(id)
+            if shard.phase is not Phase.COMPLETE:
+                return
+            attempt = log.prepare(shard, context.author, Discard(tuple(shard_places)))
+            after = await log.append(context.store, view.run, attempt)
+            if after is not None:
+                view.learn(after)
+                self.delete(view.run, id, [shard.index.objects[place] for place in shard_places])
+                return
+            if not await view.poll(id, once=True):
+                return
+
+
+class _Look:
+    """One look at what is needed in a run, which reads what it must know, within its budget."""
+
+    def __init__(self, context: Context, view: RunView, shapes: dict[int, Shape]) -> None:
+        self.view = view
+        self.shapes = shapes
+        self.learned: list[int] = []
+        self.budget = BUDGET
+        self._context = context
+        self._needs = Needs(view, shapes)
+        self._read: set[ShardId] = set()
+
+    async def free(self, shard: Shard) -> list[int]:
+        """Return the places in `ShardIndex.objects` of segments of which nobody needs a result."""
+        first = self.view.plan.shards[keys.root_number(shard.id)].first
+        found = []
+        for place, positions in segments_of(shard.index).items():
+            if shard.index.objects[place].endswith(keys.LASTING) or shard.index.outcomes.failed & Bitmap.of(positions):
+                continue
+            if await self._nobody_needs([first + position for position in positions]):
+                found.append(place)
+        return found
+
+    async def _nobody_needs(self, tasks: list[int]) -> bool:
+        while (why := self._needs.why(tasks)) is not None:
+            if why.unknown is not None:
+                if not await self._learn(why.unknown):
+                    return False
+            elif why.pending is None or not await self.read_on(why.pending):
+                return False
+        return True
+
+    async def read_on(self, shard: ShardId) -> bool:
+        """Read on in a shard's log, once in this look; tell whether there was news."""
+        if shard in self._read or self.budget <= 0:
+            return False
+        self._read.add(shard)
+        self.budget -= 1
+        return await self.view.poll(shard)
+
+    async def _learn(self, number: int) -> bool:
+        if self.budget <= 0:
+            return False
+        self.budget -= 1
+        place = self.view.plan.shards[number].place
+        record = await packs.read_record(self._context.store.get_ranges, self.view.run, place)
+        self.shapes[number] = Shape.of(record)
+        self.learned.append(number)
+        return True
