@@ -81,7 +81,7 @@ async def run_status(link: Link, view: RunView, workers: Workers, condition: str
     condition
         Of the session, as of `Link.condition`; None finds it out.
     """
-    await view.survey()
+    await view.survey(discarded=not link.settings.keep_intermediates)
     totals = view.totals()
     condition = condition or await link.condition()
     is_cancelled = view.run in link.state.cancelled
@@ -103,6 +103,7 @@ async def run_status(link: Link, view: RunView, workers: Workers, condition: str
         remaining=_remaining(view, totals, workers) if state in ("pending", "running") else None,
         cost=workers.cost,
         size=view.plan.size + _stored(view),
+        freed=sum(shard.index.freed for shard in view.shards.values()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which results of a run somebody may yet read (PROTOCOL.md, "Garbage").
+"""Which results of a run somebody may yet read (PROTOCOL.md, "Discarding").
 
 A result is needed when it was asked for, or when a task that depends on it
 
@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from burst_dask.journal.view import RunView
-from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.records import ShardRecord
+from burst_dask.protocol.shard import may_be_discarded
 
 
 class Shape(NamedTuple):
@@ -141,5 +141,4 @@ class Needs:
 
 def discardable(view: RunView, number: int) -> bool:
     """Tell whether segments are known in a plan shard that may have intermediate results."""
-    names = (name for shard in view.family(number) for name in shard.index.objects)
-    return any(name and not name.startswith("@") and not name.endswith(keys.LASTING) for name in names)
+    return any(may_be_discarded(name) for shard in view.family(number) for name in shard.index.objects)

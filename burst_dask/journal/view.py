@@ -19,7 +19,7 @@ from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import unseal
 from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import Location, Plan, decode
-from burst_dask.protocol.shard import Phase, Shard, object_key_name
+from burst_dask.protocol.shard import Phase, Shard, may_be_discarded, object_key_name
 from burst_dask.store.base import Span, Store, first_page
 from burst_dask.store.requests import PAGE
 
@@ -246,7 +246,7 @@ class RunView:
         """Learn which shards were touched, at one request per 1,000 of them; read nothing."""
         self._touched.update(map(ShardId, await self.store.folders(keys.run_logs(self.run))))
 
-    async def survey(self, *, parallel: int = SURVEY_PARALLEL) -> None:
+    async def survey(self, *, parallel: int = SURVEY_PARALLEL, discarded: bool = False) -> None:
         """Bring the view up to date: listings, then the newest entry of each shard that changed.
 
         One listing when the entries that may matter fit in a page; more of them are listed in
@@ -256,8 +256,10 @@ class RunView:
         ----------
         parallel
             Entries read at once.
+        discarded
+            Also learn which results of complete shards were discarded: these are listed again while they may be.
         """
-        await self._list_entries()
+        await self._list_entries(discarded)
         await in_parallel(self._jump, self._behind(), parallel)
 
     async def glance(self, choose: Callable[[list[ShardId]], list[ShardId]]) -> set[ShardId] | None:
@@ -302,22 +304,26 @@ class RunView:
         self._take(await newest_entries(self.store, self.run, behind))
         return max((newest.modified for newest in self._listed.values()), default=0.0)
 
-    async def _list_entries(self) -> None:
+    async def _list_entries(self, discarded: bool) -> None:
         """Learn the newest entry number of every shard that may have a new one."""
-        reached = await self._list_a_page()
+        reached = await self._list_a_page(discarded)
         if reached is None:
             return
         await self.list_shards()
         behind = {
             shard: self._before(shard, self._last(shard) + 1)
             for shard in self._touched
-            if key_order(shard) >= reached and not self._is_complete(shard)
+            if key_order(shard) >= reached and not self._is_over(shard, discarded)
         }
         self._take(await newest_entries(self.store, self.run, behind))
 
-    async def _list_a_page(self) -> str | None:
+    async def _list_a_page(self, discarded: bool = False) -> str | None:
         """List the entries that may be new if they may fit in a page; return how far that reached, None for all."""
-        open = next((number for number in range(len(self.plan.shards)) if not self.complete(number)), None)
+
+        def is_over(number: int) -> bool:
+            return all(self._is_over(shard.id, discarded) for shard in self.family(number))
+
+        open = next((number for number in range(len(self.plan.shards)) if not is_over(number)), None)
         if open is None:
             return None
         entries = sum(self._last(shard) + 1 for shard in self._touched if keys.root_number(shard) >= open)
@@ -353,6 +359,13 @@ class RunView:
     def _is_complete(self, shard: ShardId) -> bool:
         known = self.shards.get(shard)
         return known is not None and known.phase is Phase.COMPLETE
+
+    def _is_over(self, shard: ShardId, discarded: bool) -> bool:
+        """Tell whether no entry is to come, other than such as say what was discarded, unless these count, too."""
+        known = self.shards.get(shard)
+        if known is None or known.phase is not Phase.COMPLETE:
+            return False
+        return not (discarded and any(map(may_be_discarded, known.index.objects)))
 
     def _next(self, shard: ShardId) -> int:
         known = self.shards.get(shard)

@@ -210,7 +210,7 @@ class Backup(msgspec.Struct, frozen=True, tag="backup"):
 
 
 class Discard(msgspec.Struct, frozen=True, tag="discard"):
-    """Nobody needs a result any more that lies in these segments; they are deleted next (PROTOCOL.md, "Garbage")."""
+    """Nobody needs a result any more that lies in these segments; they are deleted next (PROTOCOL.md, "Discarding")."""
 
     #: places in `ShardIndex.objects`
     discarded: tuple[int, ...]

@@ -27,7 +27,7 @@ import msgspec
 
 from burst_dask.errors import IllegalTransition
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
-from burst_dask.protocol.keys import ShardId, WorkerId, child_shard
+from burst_dask.protocol.keys import LASTING, ShardId, WorkerId, child_shard
 from burst_dask.protocol.records import (
     Action,
     Backup,
@@ -218,6 +218,11 @@ def is_segment(name: str) -> bool:
     (True, False, False)
     """
     return bool(name) and not name.startswith("@")
+
+
+def may_be_discarded(name: str) -> bool:
+    """Tell whether an item of `ShardIndex.objects` is a segment that may hold intermediate results only."""
+    return is_segment(name) and not name.endswith(LASTING)
 
 
 def segments_of(index: ShardIndex) -> dict[int, list[int]]:

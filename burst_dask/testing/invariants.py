@@ -480,7 +480,7 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Findings]], ...] = (
     ("7", _records_agree),
     ("7", _session_names_it),
     ("9", _wanted_results_are_stored),
-    ("garbage", _nobody_needs_what_was_discarded),
+    ("discarding", _nobody_needs_what_was_discarded),
     ("10", _killers_are_given_up),
     ("reservation", _only_reserved_tasks_ran),
     ("splitting", _splits_take_free_tasks),

@@ -40,7 +40,7 @@ R = TypeVar("R", bound=Record)
 class Violation(NamedTuple):
     """Something that must not be."""
 
-    #: as in PROTOCOL.md: a number, ``"objects"``, ``"reservation"``, ``"splitting"``, ``"garbage"`` or
+    #: as in PROTOCOL.md: a number, ``"objects"``, ``"reservation"``, ``"splitting"``, ``"discarding"`` or
     #: ``"session log"``; or ``"complete"``, when a task lacks an outcome where all should have one
     rule: str
     #: one sentence that names the object or the task

@@ -169,7 +169,7 @@ class Referee:
         first = plan.shards[keys.root_number(shard)].first
         for task in (first + position for position in tasks):
             if task in why:
-                self.complain(f"the result of task {task} was discarded, and {why[task]} (garbage)", run, shard)
+                self.complain(f"the result of task {task} was discarded, and {why[task]} (discarding)", run, shard)
 
     def _shard(self, run: RunId, shard: ShardId) -> Shard:
         known = self._shards.get((run, shard))

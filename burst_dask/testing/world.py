@@ -320,7 +320,7 @@ class World:
                 self.referee.complain(str(violation))
             if over and not self.scenario.processes_fail:
                 for key in leftover(facts):
-                    self.referee.complain(f"{key}: nobody needs it, nobody has died, and it is left (garbage)")
+                    self.referee.complain(f"{key}: nobody needs it, nobody has died, and it is left (discarding)")
             if over and not self.broken:
                 await self._judge_outcomes(each)
         if self.scenario.processes_fail:

@@ -1,4 +1,4 @@
-"""Deleting, in the background, segments with results that nobody needs any more (PROTOCOL.md, "Garbage").
+"""Deleting, in the background, segments with results that nobody needs any more (PROTOCOL.md, "Discarding").
 
 ::
 
@@ -15,7 +15,7 @@ found once more by workers that have nothing else to do in a run that is complet
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,11 @@ from burst_dask.errors import BurstError, ProtocolError
 from burst_dask.journal import log, packs
 from burst_dask.journal.needs import Needs, Shape, discardable
 from burst_dask.journal.view import RunView
-from burst_dask.protocol import keys
+from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import Discard, ShardRecord
-from burst_dask.protocol.shard import Phase, Shard, is_segment, segments_of
+from burst_dask.protocol.shard import Phase, Shard, is_segment, may_be_discarded, segments_of
 from burst_dask.worker.waiting import logger, wait_for
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 BUDGET = 32
 #: Shapes kept, of a few ten KB each.
 SHAPES = 256
+#: A shard that goes on is looked at again after so many times `Settings.discard_interval` at most, if nothing happens.
+SELDOM = 8
 #: About how many of all idle workers look once more at a run that is complete.
 SWEEPERS = 2.0
 
@@ -53,8 +55,9 @@ class Discarder:
         self._views: dict[RunId, RunView] = {}
         #: plan shards to look at -> when
         self._due: dict[tuple[RunId, int], float] = {}
-        #: … and when they were last looked at
+        #: … and when they were last looked at, and how often since a commit there
         self._looked: dict[tuple[RunId, int], float] = {}
+        self._attempts: Counter[tuple[RunId, int]] = Counter()
         self._doomed: list[str] = []
         self._news = asyncio.Event()
 
@@ -73,6 +76,7 @@ class Discarder:
         if not any(discardable(view, each) for each in (number, *plan_shards[number].upstream)):
             return
         now = self._context.clock.monotonic()
+        del self._attempts[view.run, number]
         looked = self._looked.get((view.run, number), float("-inf"))
         self._plan(view, number, now if over else max(now, looked + self._context.settings.discard_interval))
 
@@ -143,8 +147,9 @@ class Discarder:
             numbers.update(up for number in list(numbers) for up in view.plan.shards[number].upstream)
             look = _Look(self._context, view, {n: s for (of, n), s in self._shapes.items() if of == run})
             for number in sorted(numbers):
-                for shard in view.family(number):
-                    await self._examine(look, shard.id)
+                kept = [await self._examine(look, shard.id) for shard in view.family(number)]
+                if any(kept):
+                    self._look_again(view, number)
             for number in look.learned:
                 self._keep(run, number, look.shapes[number])
             if look.budget <= 0:
@@ -154,23 +159,35 @@ class Discarder:
                 del self._views[run]
         await self._delete()
 
-    async def _examine(self, look: _Look, id: ShardId) -> None:
-        """Discard those segments of a shard of which nobody needs anything."""
+    def _look_again(self, view: RunView, number: int) -> None:
+        """Look again later at a shard held here, of which others need results yet: only its holder can discard them."""
+        self._attempts[view.run, number] += 1
+        interval = self._context.settings.discard_interval
+        pause = policy.backoff(self._attempts[view.run, number] - 1, interval, SELDOM * interval)
+        self._plan(view, number, self._context.clock.monotonic() + pause)
+
+    async def _examine(self, look: _Look, id: ShardId) -> bool:
+        """Discard those segments of a shard of which nobody needs anything; tell whether it is held here, with others.
+
+        Those of other holders are theirs to discard: two writers would take each other's slots.
+        """
         view, tender = look.view, self.tenders.get((look.view.run, id))
         shard = view.shard(id)
-        if not any(is_segment(name) and not name.endswith(keys.LASTING) for name in shard.index.objects):
-            return
+        candidates = sum(map(may_be_discarded, shard.index.objects))
+        if not candidates:
+            return False
         held = tender is not None and tender.may_discard
         if not held and shard.phase is not Phase.COMPLETE:
             await look.read_on(id)  # who held it may have ended it since
             shard = view.shard(id)
             if shard.phase is not Phase.COMPLETE:
-                return
+                return False
         found = await look.free(shard)
-        if found and held and tender is not None:
-            tender.discard(found)
-        elif found:
+        if not held:
             await self._append(view, id, found)
+        elif found and tender is not None:
+            tender.discard(found)
+        return held and len(found) < candidates
 
     async def _append(self, view: RunView, id: ShardId, places: list[int]) -> None:
         context = self._context
@@ -205,7 +222,7 @@ class _Look:
         first = self.view.plan.shards[keys.root_number(shard.id)].first
         found = []
         for place, positions in segments_of(shard.index).items():
-            if shard.index.objects[place].endswith(keys.LASTING) or shard.index.outcomes.failed & Bitmap.of(positions):
+            if not may_be_discarded(shard.index.objects[place]) or shard.index.outcomes.failed & Bitmap.of(positions):
                 continue
             if await self._nobody_needs([first + position for position in positions]):
                 found.append(place)
