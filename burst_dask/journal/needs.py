@@ -53,6 +53,9 @@ class Why(NamedTuple):
 
 #: It was asked for, or a task that failed needs it: it stays.
 FOR_EVER = Why()
+#: Of a shard whose results more shards than this need (a shuffle), nothing is read until all of these have ended:
+#: to read the task records of all of them would cost each of many workers as many requests.
+FEW = 16
 
 
 class Needs:
@@ -68,10 +71,7 @@ class Needs:
         self._view = view
         self._shapes = shapes
         self._settled: set[int] = set()
-        self._consumers: dict[int, list[int]] = defaultdict(list)
-        for number, info in enumerate(view.plan.shards):
-            for upstream in info.upstream:
-                self._consumers[upstream].append(number)
+        self._consumers = view.consumers
 
     def why(self, tasks: Iterable[int]) -> Why | None:
         """Return why one of these results is needed; None when nobody needs any of them."""
@@ -91,16 +91,28 @@ class Needs:
         home, position = self._view.plan.locate(task)
         shape = self._shapes.get(home)
         if shape is None:
-            others = self._consumers[home]
-            if self._view.plan.shards[home].outputs or not all(map(self._is_settled, (home, *others))):
-                yield Why(unknown=home)
+            yield from self._without_shape(home)
             return
         if position in shape.outputs:
             yield FOR_EVER
         # Later shards are more likely to be at work yet.
-        for number in (*sorted(shape.elsewhere.get(position, ()), reverse=True), home):
+        for number in (*reversed(shape.elsewhere.get(position, ())), home):
             if not self._is_settled(number):
                 yield from self._users_in(number, task)
+
+    def _without_shape(self, home: int) -> Iterator[Why]:
+        """Yield why any result of a plan shard is needed, of which only the plan is known."""
+        others = self._consumers.get(home, [])
+        busy = next((number for number in (*reversed(others), home) if not self._is_settled(number)), None)
+        if busy is None:
+            if self._view.plan.shards[home].outputs:
+                yield Why(unknown=home)
+            return
+        going_on = next((shard.id for shard in self._view.family(busy) if not shard.index.complete), None)
+        if len(others) > FEW and going_on is not None:
+            yield Why(pending=going_on)
+        else:
+            yield Why(unknown=home)
 
     def _users_in(self, number: int, task: int) -> Iterator[Why | int]:
         family = self._view.family(number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from burst_dask.errors import CorruptObject, ProtocolError, ResultDiscarded
@@ -133,6 +134,15 @@ class RunView:
         found = [self.shard(keys.root_shard(number))]
         for shard in found:
             found.extend(self.shard(child) for child in shard.index.children)
+        return found
+
+    @cached_property
+    def consumers(self) -> dict[int, list[int]]:
+        """Plan numbers of shards -> of those that depend on them, ascending."""
+        found: dict[int, list[int]] = {}
+        for number, info in enumerate(self.plan.shards):
+            for upstream in info.upstream:
+                found.setdefault(upstream, []).append(number)
         return found
 
     def complete(self, number: int) -> bool:

@@ -104,6 +104,7 @@ class Agent:
             await self._let_go_of_all()
             for task in background | self._batches:
                 task.cancel()
+        await context.discarder.end()
         reason = context.stopping or "idle"
         await self.end(reason, self._message)
         return reason

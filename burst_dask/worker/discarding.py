@@ -19,7 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from burst_dask.errors import BurstError, ProtocolError
+from burst_dask.errors import BurstError, ProtocolError, StoreError
 from burst_dask.journal import log, packs
 from burst_dask.journal.needs import Needs, Shape, discardable
 from burst_dask.journal.view import RunView
@@ -130,6 +130,13 @@ class Discarder:
             except BurstError as error:
                 logger.warning("intermediate results that nobody needs are not deleted: %s", error)
 
+    async def end(self) -> None:
+        """Delete what an entry already says is gone, before the worker ends."""
+        try:
+            await self._delete()
+        except StoreError as error:
+            logger.warning("intermediate results that nobody needs are not deleted: %s", error)
+
     async def _delete(self) -> None:
         doomed, self._doomed = self._doomed, []
         if doomed:
@@ -157,6 +164,8 @@ class Discarder:
                     self._plan(view, number, now + self._context.settings.discard_interval)
             if not any(of == run for of, _ in self._due):
                 del self._views[run]
+                if not view.totals().pending:
+                    self._looked = {place: at for place, at in self._looked.items() if place[0] != run}
         await self._delete()
 
     def _look_again(self, view: RunView, number: int) -> None:

@@ -221,7 +221,7 @@ class Tender:
             after = await context.insist(partial(log.append, context.store, self.view.run, attempt))
             if after is not None:
                 self._last_entry = context.clock.monotonic()
-                self._delete_discarded(attempt.entry.action)
+                self._delete_discarded(after)
                 self.view.learn(after)
                 self._carried = outgoing.inline
                 self.view.keep_inline(after.id, attempt.entry.number, memoryview(b"".join(outgoing.blobs)))
@@ -233,13 +233,13 @@ class Tender:
             if not self._take_in_news():
                 return False
 
-    def _delete_discarded(self, action: Action) -> None:
-        """Delete what the entry that has just landed says is not needed; until `committed`, the names are known."""
-        if isinstance(action, Commit) and action.discarded:
-            self._discarded.difference_update(action.discarded)
-            shard = self.holding.shard
-            names = [shard.index.objects[place] for place in action.discarded]
-            self.context.discarder.delete(self.view.run, shard.id, names)
+    def _delete_discarded(self, after: Shard) -> None:
+        """Delete what the entry that has just landed says is not needed."""
+        said = {place for place in self._discarded if not is_segment(after.index.objects[place])}
+        if said:
+            self._discarded -= said
+            names = self.holding.shard.index.objects  # of the state before
+            self.context.discarder.delete(self.view.run, after.id, [names[place] for place in said])
 
     async def _look_at_own_log(self) -> bool:
         """While running tasks take long, look whether a copy was first; tell whether the shard is still held."""

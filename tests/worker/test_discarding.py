@@ -125,7 +125,9 @@ async def test_a_holder_says_so_with_its_next_commit_while_its_shard_goes_on() -
     tasks: list[Task] = [(large, []), (large, [0]), (large, [1]), (waits, [])]
     # With a time limit it runs by itself, and not in a batch with the others.
     alone = {3: {"timeout": 100.0}}
-    view = await stage.submit([*tasks, (len, [0]), (len, [1])], cuts=[4], outputs=[2, 4, 5], annotations=alone)
+    # The other shard has a task that can run at once, so it is begun before this one has ended.
+    tasks += [(len, [0]), (len, [1]), (lambda: 0, [])]
+    view = await stage.submit(tasks, cuts=[4], outputs=[2, 4, 5, 6], annotations=alone)
     stage.start("a")
     stage.start("b")
 
