@@ -41,7 +41,11 @@ SHAPES = 256
 #: A shard that goes on is looked at again after so many times `Settings.discard_interval` at most, if nothing happens.
 SELDOM = 8
 #: About how many of all idle workers look once more at a run that is complete.
-SWEEPERS = 2.0
+SWEEPERS = 4.0
+#: Entries that such a worker reads at once.
+SURVEY_PARALLEL = 16
+#: Stands for all plan shards of a run.
+EVERYTHING = -1
 
 
 class Discarder:
@@ -91,10 +95,9 @@ class Discarder:
         context = self._context
         if context.settings.keep_intermediates or context.entropy.uniform(0, workers) > SWEEPERS:
             return
-        due = context.clock.monotonic() + context.settings.discard_interval * context.entropy.uniform(1, 2)
-        for number in range(len(view.plan.shards)):
-            if discardable(view, number):
-                self._plan(view, number, due)
+        if any(discardable(view, number) for number in range(len(view.plan.shards))):
+            pause = context.settings.discard_interval * context.entropy.uniform(1, 2)
+            self._plan(view, EVERYTHING, context.clock.monotonic() + pause)
 
     def delete(self, run: RunId, shard: ShardId, names: Iterable[str]) -> None:
         """Delete segments of which an entry says that nobody needs them."""
@@ -115,20 +118,30 @@ class Discarder:
     # ------------------------------------------------------------------ at work
 
     async def run(self) -> None:
-        """Go on until cancelled. What fails here is left for others: it costs storage, never a result."""
+        """Go on until cancelled. What fails here costs storage, never a result."""
+        clock, interval = self._context.clock, self._context.settings.discard_interval
         while True:
-            now = self._context.clock.monotonic()
+            now = clock.monotonic()
             pause = max(0.0, min(self._due.values()) - now) if self._due else None
             if not self._doomed and (pause is None or pause > 0):
                 await wait_for(self._news, pause)
                 continue
+            due = [place for place, at in self._due.items() if at <= now]
+            for place in due:
+                del self._due[place]  # what is told from here on is looked at anew
             try:
                 await self._delete()
-                await self._look([place for place, due in self._due.items() if due <= now])
+                for run in dict.fromkeys(run for run, _ in due):
+                    await self._look(self._views[run], {number for of, number in due if of == run})
+                await self._delete()
             except ProtocolError:
                 raise
             except BurstError as error:
-                logger.warning("intermediate results that nobody needs are not deleted: %s", error)
+                logger.warning("intermediate results that nobody needs are not deleted yet: %s", error)
+                for run, number in due:
+                    self._plan(self._views[run], number, now + interval)
+                await clock.sleep(interval)
+            self._forget_views()
 
     async def end(self) -> None:
         """Delete what an entry already says is gone, before the worker ends."""
@@ -138,35 +151,39 @@ class Discarder:
             logger.warning("intermediate results that nobody needs are not deleted: %s", error)
 
     async def _delete(self) -> None:
-        doomed, self._doomed = self._doomed, []
+        doomed = list(self._doomed)
         if doomed:
             await self._context.store.delete(doomed)
+            del self._doomed[: len(doomed)]
 
-    async def _look(self, places: list[tuple[RunId, int]]) -> None:
-        """Look at plan shards in which there were commits, and at those that they read from."""
-        now = self._context.clock.monotonic()
-        for place in places:
-            del self._due[place]
-            self._looked[place] = now
-        for run in dict.fromkeys(run for run, _ in places):
-            view = self._views[run]
-            numbers = {number for of, number in places if of == run}
-            numbers.update(up for number in list(numbers) for up in view.plan.shards[number].upstream)
-            look = _Look(self._context, view, {n: s for (of, n), s in self._shapes.items() if of == run})
-            for number in sorted(numbers):
-                kept = [await self._examine(look, shard.id) for shard in view.family(number)]
-                if any(kept):
-                    self._look_again(view, number)
-            for number in look.learned:
-                self._keep(run, number, look.shapes[number])
+    def _forget_views(self) -> None:
+        """Let go of the views of runs in which there is nothing left to look at."""
+        busy = {run for run, _ in self._due}
+        for run in [run for run in self._views if run not in busy]:
+            if not self._views.pop(run).totals().pending:
+                self._looked = {place: at for place, at in self._looked.items() if place[0] != run}
+
+    async def _look(self, view: RunView, numbers: set[int]) -> None:
+        """Look at plan shards in which there were commits, and at those that they read from, or at `EVERYTHING`."""
+        context, run = self._context, view.run
+        now = context.clock.monotonic()
+        look = _Look(context, view, {n: shape for (of, n), shape in self._shapes.items() if of == run})
+        shards = view.plan.shards
+        if EVERYTHING in numbers:
+            await view.survey(parallel=SURVEY_PARALLEL, discarded=True)
+            chosen = {number for number in range(len(shards)) if discardable(view, number)}
+        else:
+            chosen = numbers.union(up for number in numbers for up in shards[number].upstream)
+        for number in sorted(chosen):
+            kept = [await self._examine(look, shard.id) for shard in view.family(number)]
+            if any(kept):
+                self._look_again(view, number)
+        for number in look.learned:
+            self._keep(run, number, look.shapes[number])
+        for number in numbers:
+            self._looked[run, number] = now
             if look.budget <= 0:
-                for number in (number for of, number in places if of == run):
-                    self._plan(view, number, now + self._context.settings.discard_interval)
-            if not any(of == run for of, _ in self._due):
-                del self._views[run]
-                if not view.totals().pending:
-                    self._looked = {place: at for place, at in self._looked.items() if place[0] != run}
-        await self._delete()
+                self._plan(view, number, now + context.settings.discard_interval)
 
     def _look_again(self, view: RunView, number: int) -> None:
         """Look again later at a shard held here, of which others need results yet: only its holder can discard them."""
@@ -182,21 +199,20 @@ class Discarder:
         """
         view, tender = look.view, self.tenders.get((look.view.run, id))
         shard = view.shard(id)
-        candidates = sum(map(may_be_discarded, shard.index.objects))
-        if not candidates:
+        unread = shard.next == 0 and "-" in id  # it was split off, and may be over by now
+        if not unread and not any(map(may_be_discarded, shard.index.objects)):
             return False
-        held = tender is not None and tender.may_discard
-        if not held and shard.phase is not Phase.COMPLETE:
-            await look.read_on(id)  # who held it may have ended it since
-            shard = view.shard(id)
+        if tender is None or not tender.may_discard:
             if shard.phase is not Phase.COMPLETE:
-                return False
+                await look.read_on(id)  # who held it may have ended it since
+                shard = view.shard(id)
+            if shard.phase is Phase.COMPLETE:
+                await self._append(view, id, await look.free(shard))
+            return False
         found = await look.free(shard)
-        if not held:
-            await self._append(view, id, found)
-        elif found and tender is not None:
+        if found:
             tender.discard(found)
-        return held and len(found) < candidates
+        return len(found) < sum(map(may_be_discarded, shard.index.objects))
 
     async def _append(self, view: RunView, id: ShardId, places: list[int]) -> None:
         context = self._context

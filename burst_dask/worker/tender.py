@@ -227,7 +227,8 @@ class Tender:
                 self.view.keep_inline(after.id, attempt.entry.number, memoryview(b"".join(outgoing.blobs)))
                 holding.committed(after)
                 self._tell()
-                context.discarder.stir(self.view, keys.root_number(after.id), over=after.phase is Phase.COMPLETE)
+                if after.phase is not Phase.COMPLETE:  # else when it has let go of it
+                    context.discarder.stir(self.view, keys.root_number(after.id))
                 return True
             await context.insist(partial(self.view.poll, holding.shard.id, once=True))
             if not self._take_in_news():
