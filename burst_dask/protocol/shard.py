@@ -195,7 +195,7 @@ def _without(shard: Shard, index: ShardIndex, discarded: tuple[int, ...]) -> Sha
         return index
     names = list(index.objects)
     for place in discarded:
-        _require(place < len(shard.index.objects), shard, "discards an object that no entry before it has named")
+        _require(0 <= place < len(shard.index.objects), shard, "discards an object that no entry before it has named")
         _require(is_segment(names[place]), shard, "discards what is no segment, or was discarded before")
         names[place] = ""
     gone = {p: place for p, place in index.outcomes.stored.items() if not names[place.object]}

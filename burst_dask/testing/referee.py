@@ -86,8 +86,9 @@ class Referee:
             family = [s for (of, id), s in self._shards.items() if of == run and keys.root_number(id) == home]
             done = any(position in shard.index.outcomes.done for shard in family)
             holders = [shard.index.holder for shard in family if position in shard.index.reserved]
-            # A second copy runs while somebody else has the task reserved, or has just ended it.
-            holders = holders or [s.index.holder for s in family if done and position in s.index.tasks]
+            # A second copy runs while somebody else has the task reserved, or has just ended it, by a failure, too.
+            ended = [s for s in family if position in s.index.outcomes.all]
+            holders = holders or [shard.index.holder for shard in ended]
             copy = self._scenario.settings.backups and bool(holders) and worker not in holders
             if not copy:
                 self.starts[work.run, work.number] += 1

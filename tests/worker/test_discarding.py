@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from stage import Stage, Task
 
-from burst_dask.errors import ResultDiscarded, StoreUnavailable
+from burst_dask.errors import ConfigError, ResultDiscarded, StoreUnavailable
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
@@ -20,6 +20,7 @@ from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, WorkerId
 from burst_dask.protocol.records import Claim, Commit, Discard, Location, Outcomes
 from burst_dask.protocol.shard import Shard
+from burst_dask.replaying import prepare
 from burst_dask.serialize import dumps
 from burst_dask.store.base import Store
 from burst_dask.testing.facts import garbage, gather
@@ -107,6 +108,32 @@ async def test_the_log_says_what_is_gone_and_a_reader_is_told() -> None:
     stale.learn(Shard.at(keys.root_shard(0), entry[0]))
     with pytest.raises(ResultDiscarded):
         await stale.fetch([0])
+    await stage.stop()
+
+
+async def test_a_task_that_is_done_may_have_no_inputs_to_be_replayed_with() -> None:
+    stage = await Stage().open()
+    view = await stage.submit([(large, []), (len, [0])], cuts=[1], outputs=[1])
+    stage.start()
+    await stage.complete(view)
+    await view.survey(discarded=True)
+    await swept(stage, view)
+    with pytest.raises(ConfigError, match=r"'t-1' did not fail, so 't-0', which it needs, was deleted"):
+        await prepare(view, "t-1")
+    assert len((await prepare(view, "t-0"))()) == LARGE
+    await stage.stop()
+
+
+async def test_only_who_asks_for_it_reads_on_in_a_shard_that_is_complete() -> None:
+    stage = await Stage().open()
+    view, _ = await played(stage)
+    await view.survey()
+    stage.start()
+    await swept(stage, view)
+    await view.survey()
+    assert view.shard(keys.root_shard(0)).index.freed == 0
+    await view.survey(discarded=True)
+    assert view.shard(keys.root_shard(0)).index.freed > LARGE
     await stage.stop()
 
 
