@@ -69,8 +69,9 @@ class Agent:
         self._started = context.clock.wall()
         self.session = SessionState()
         self.tenders: dict[tuple[RunId, ShardId], Tender] = {}
-        context.discarder.tenders = self.tenders
         self.finder = Finder(context, self.beat, self.tenders)
+        context.discarder.tenders = self.tenders
+        context.discarder.live_runs = self._live_runs
         self._finding = False
         #: batches in threads: nobody waits for them once the work is handed over
         self._batches: set[asyncio.Task[None]] = set()
@@ -195,7 +196,10 @@ class Agent:
 
     def _runs_go_on(self) -> bool:
         """Tell whether a run may have work left, of which this worker has none."""
-        return any(run not in self.finder.complete for run in self.session.live_runs)
+        return bool(self._live_runs())
+
+    def _live_runs(self) -> list[RunId]:
+        return [run for run in self.session.live_runs if run not in self.finder.complete]
 
     async def _read_session(self) -> bool:
         context = self.context

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from burst_dask.errors import BurstError, ProtocolError, StoreError
@@ -55,6 +55,8 @@ class Discarder:
         self._context = context
         #: what this worker holds; the agent's
         self.tenders: Mapping[tuple[RunId, ShardId], Tender] = {}
+        #: returns the runs that workers work on, as far as it knows; the agent's
+        self.live_runs: Callable[[], list[RunId]] = list
         self._shapes: OrderedDict[tuple[RunId, int], Shape] = OrderedDict()
         self._views: dict[RunId, RunView] = {}
         #: plan shards to look at -> when
@@ -207,12 +209,26 @@ class Discarder:
                 await look.read_on(id)  # who held it may have ended it since
                 shard = view.shard(id)
             if shard.phase is Phase.COMPLETE:
-                await self._append(view, id, await look.free(shard))
+                await self._append(view, id, await self._free(look, shard))
             return False
-        found = await look.free(shard)
+        found = await self._free(look, shard)
         if found:
             tender.discard(found)
         return len(found) < sum(map(may_be_discarded, shard.index.objects))
+
+    async def _free(self, look: _Look, shard: Shard) -> list[int]:
+        """Return the places of segments that no task of this run needs, and none of another run that goes on names."""
+        found = await look.free(shard)
+        if not found:
+            return []
+        run, first = look.view.run, look.view.plan.shards[keys.root_number(shard.id)].first
+        named: set[int] = set()
+        for other in self.live_runs():
+            view = await self._context.view(other) if other != run else None
+            if view is not None:
+                named.update(number for of, number in view.plan.externals if of == run)
+        inside = segments_of(shard.index)
+        return [place for place in found if not any(first + position in named for position in inside[place])]
 
     async def _append(self, view: RunView, id: ShardId, places: list[int]) -> None:
         context = self._context

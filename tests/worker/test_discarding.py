@@ -221,6 +221,29 @@ async def test_a_later_run_finds_what_was_asked_for_in_an_earlier_one() -> None:
     await stage.stop()
 
 
+async def test_an_intermediate_result_stays_while_another_run_that_names_it_goes_on() -> None:
+    """As one does that takes up what an earlier run has left."""
+    stage = await Stage().open()
+    first, _ = await played(stage)
+    second = await stage.submit([(len, [1])], externals=[(first.run, 0)])
+    context = stage.context()
+    live = [first.run, second.run]
+    context.discarder.live_runs = lambda: live
+    working = asyncio.create_task(context.discarder.run())
+
+    async def looked() -> bool:
+        return not context.discarder._due
+
+    context.discarder.stir(await newest(stage, first.run), 1, over=True)
+    await until(looked)
+    assert set(await segments(stage, first.run)) == {"00000", "00001"}
+    live.remove(second.run)  # it is over
+    context.discarder.stir(await newest(stage, first.run), 1, over=True)
+    await swept(stage, first)
+    working.cancel()
+    assert set(await segments(stage, first.run)) == {"00001"}
+
+
 class Refusing:
     """A store that refuses to delete."""
 
