@@ -85,11 +85,12 @@ class Referee:
             home, position = self._plans[run].locate(work.number)
             family = [s for (of, id), s in self._shards.items() if of == run and keys.root_number(id) == home]
             done = any(position in shard.index.outcomes.done for shard in family)
-            holders = [shard.index.holder for shard in family if position in shard.index.reserved]
-            # A second copy runs while somebody else has the task reserved, or has just ended it, by a failure, too.
-            ended = [s for s in family if position in s.index.outcomes.all]
-            holders = holders or [shard.index.holder for shard in ended]
-            copy = self._scenario.settings.backups and bool(holders) and worker not in holders
+            # A second copy runs while another worker has the task reserved, as far as its news of that go.
+            reserved = any(
+                work.number in tasks for (of, name), tasks in self._reserved.items() if of == run and name != worker
+            )
+            holds = any(shard.index.holder == worker and position in shard.index.tasks for shard in family)
+            copy = self._scenario.settings.backups and reserved and not holds
             if not copy:
                 self.starts[work.run, work.number] += 1
             if not (copy or done or work.number in self._reserved.get((work.run, worker), set())):

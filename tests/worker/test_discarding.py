@@ -229,18 +229,11 @@ async def test_an_intermediate_result_stays_while_another_run_that_names_it_goes
     context = stage.context()
     live = [first.run, second.run]
     context.discarder.live_runs = lambda: live
-    working = asyncio.create_task(context.discarder.run())
-
-    async def looked() -> bool:
-        return not context.discarder._due
-
-    context.discarder.stir(await newest(stage, first.run), 1, over=True)
-    await until(looked)
-    assert set(await segments(stage, first.run)) == {"00000", "00001"}
+    await context.discarder._look(await newest(stage, first.run), {1})
+    assert not (await newest(stage, first.run)).shard(keys.root_shard(0)).index.discarded
     live.remove(second.run)  # it is over
-    context.discarder.stir(await newest(stage, first.run), 1, over=True)
-    await swept(stage, first)
-    working.cancel()
+    await context.discarder._look(await newest(stage, first.run), {1})
+    await context.discarder.end()
     assert set(await segments(stage, first.run)) == {"00001"}
 
 
@@ -343,14 +336,7 @@ async def test_a_shard_that_somebody_else_holds_is_left_to_its_holder() -> None:
         blobs = [number] if isinstance(action, Commit) else []
         last = await log.append(stage.store, view.run, log.prepare(last, author, action, blobs)) or last
     context, its = stage.context("me"), await newest(stage, view.run)
-    context.discarder.stir(its, 1, over=True)
-    working = asyncio.create_task(context.discarder.run())
-
-    async def looked() -> bool:
-        return not context.discarder._due
-
-    await until(looked)
-    working.cancel()
+    await context.discarder._look(its, {1})
     assert (await newest(stage, view.run)).shard(keys.root_shard(0)).next == 2
     assert set(await segments(stage, view.run)) == {"00000"}
 
