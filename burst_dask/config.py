@@ -70,6 +70,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     inline_result: int = 16_384
     #: … up to this many bytes an entry
     inline_entry: int = 262_144
+    #: whether results that nobody asked for stay in the store for as long as the session. By default workers delete
+    #: them when nobody needs them any more: the store's bill then does not grow with all that a run ever stored.
+    #: Results that were asked for, errors, and the inputs of tasks that failed always stay
+    keep_intermediates: bool = False
+    #: how often a worker looks for such results while its shards go on; at the end of a shard it looks at once
+    discard_interval: float = 10.0
     #: how long a worker that got SIGTERM lets running tasks end before it hands over
     release_grace: float = 1.0
     #: how many workers a task may lose, alone, before its outcome is WorkerLost

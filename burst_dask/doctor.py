@@ -24,6 +24,7 @@ from burst_dask.report import duration
 from burst_dask.store import Store, open_store
 from burst_dask.testing.facts import Facts, SessionFacts, garbage, gather, gather_session
 from burst_dask.testing.invariants import CHECKS, violations_of
+from burst_dask.testing.needed import leftover
 from burst_dask.testing.reading import Violation
 
 
@@ -187,7 +188,12 @@ def _report(facts: Facts, liveness: _Liveness, url: str) -> RunReport:
     if submission_died and facts.run not in facts.session.state.runs:
         return RunReport(facts.run, {}, (), tuple(garbage(facts)), ())
     notes = () if facts.plan is None else tuple(_notes(facts, liveness, url))
-    return RunReport(facts.run, _counts(facts), tuple(violations_of(facts)), tuple(garbage(facts)), notes)
+    left = (
+        f"{key} ({facts.objects.get(key, 0)} bytes): nobody needs its results any more; workers delete such segments "
+        "in the background, and cleanup() does"
+        for key in leftover(facts)
+    )
+    return RunReport(facts.run, _counts(facts), tuple(violations_of(facts)), (*garbage(facts), *left), notes)
 
 
 def _counts(facts: Facts) -> dict[str, int]:

@@ -12,6 +12,7 @@
     │   ├── StoreFull               no space left
     │   ├── StoreUnsuitable         it breaks a promise that the protocol rests on
     │   └── CorruptObject           an object is truncated, altered or of a newer format
+    │       └── ResultDiscarded         an intermediate result was deleted when nobody needed it any more
     ├── GraphError              the graph cannot be stored: nothing was submitted
     │   ├── UnpicklableTask         a task or its arguments cannot be pickled
     │   └── UnsupportedGraph        the graph needs something that workers do not share
@@ -84,6 +85,10 @@ class StoreUnsuitable(StoreError):
 
 class CorruptObject(StoreError):
     """An object is truncated or altered, or was written by a newer version; the message names it."""
+
+
+class ResultDiscarded(CorruptObject):
+    """An intermediate result was deleted when its last consumer had committed (`Settings.keep_intermediates`)."""
 
 
 class GraphError(BurstError):

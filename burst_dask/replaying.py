@@ -25,7 +25,7 @@ async def prepare(view: RunView, key: Any) -> Callable[[], Any]:
     CorruptObject
         The graph is no longer there.
     """
-    await view.survey()
+    await view.survey(discarded=True)
     table, position = await _find(view, key)
     number = table.first + position
     outcome = view.outcome(number)
@@ -87,7 +87,13 @@ async def _inputs(view: RunView, table: TaskTable, position: int) -> tuple[list[
                 ) from error
             if outcome.location is not None:
                 stored.add(number)
-            else:  # only its own shard needed it, and had it in memory (PROTOCOL.md rule 9)
+            elif not 0 <= number - table.first < table.count:
+                raise ConfigError(
+                    f"task {table.keys[position]!r} did not fail, so {table.name(number)!r}, which it needs, was "
+                    "deleted when nobody needed it any more. Inputs of tasks that failed are kept; those of all tasks "
+                    "are with Session(keep_intermediates=True)"
+                )
+            else:  # only its own shard needed it, and had it in memory (PROTOCOL.md rule 9), or it was discarded
                 again.add(number - table.first)
                 stack.append(number - table.first)
     return sorted(again), await view.fetch(stored)

@@ -143,6 +143,8 @@ class RunStatus(_Table):
     cost: float = 0.0
     #: bytes of the graph and of the results that are stored
     size: int = 0
+    #: bytes of intermediate results that were stored and have been deleted since, because nobody needs them any more
+    freed: int = 0
 
     @property
     def pending(self) -> int:
@@ -179,7 +181,7 @@ class RunStatus(_Table):
             ("elapsed", duration(self.elapsed)),
             *([] if self.remaining is None else [("probably yet", duration(self.remaining))]),
             ("cost so far", f"{money(self.cost)}, of the whole session"),
-            ("stored", format_bytes(self.size)),
+            ("stored", stored(self.size, self.freed)),
         ]
 
 
@@ -214,13 +216,19 @@ class SessionStatus(_Table):
         return sum(run.size for run in self.runs)
 
     @property
+    def freed(self) -> int:
+        """Bytes of intermediate results that have been deleted since nobody needs them."""
+        return sum(run.freed for run in self.runs)
+
+    @property
     def totals(self) -> dict[str, int]:
         """Tasks of all runs by state, and ``"total"``."""
         return add_up(self.runs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as what JSON can hold."""
-        more = {"runs": [run.to_dict() for run in self.runs], "totals": self.totals, "size": self.size}
+        runs = [run.to_dict() for run in self.runs]
+        more = {"runs": runs, "totals": self.totals, "size": self.size, "freed": self.freed}
         return dataclasses.asdict(self) | more
 
     def records(self) -> list[dict[str, Any]]:
@@ -240,7 +248,7 @@ class SessionStatus(_Table):
             *(("note", note) for note in self.notes),
             ("tasks", counts(self.totals)),
             ("cost so far", money(self.cost)),
-            ("stored", format_bytes(self.size)),
+            ("stored", stored(self.size, self.freed)),
             (
                 "settings",
                 ", ".join(f"{name}={value}" for name, value in self.settings.items() if _matters(name, value)),
@@ -248,6 +256,15 @@ class SessionStatus(_Table):
             ("runs", str(len(self.runs)) + (f", the last {len(runs)} of them:" if len(runs) < len(self.runs) else "")),
             *((run.id, f"{run.state}, {run.completed} of {run.total} completed, {run.failed} failed") for run in runs),
         ]
+
+
+def stored(size: int, freed: int) -> str:
+    """Return sizes as people read them.
+
+    >>> stored(3 << 20, 0), stored(3 << 20, 2 << 30)
+    ('3.0 MiB', '3.0 MiB, and 2.0 GiB of intermediates freed')
+    """
+    return format_bytes(size) + (f", and {format_bytes(freed)} of intermediates freed" if freed else "")
 
 
 def counts(totals: dict[str, int]) -> str:

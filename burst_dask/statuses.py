@@ -66,7 +66,7 @@ async def run_status(
     undone
         What cancelling leaves undone of the run.
     """
-    await view.survey()
+    await view.survey(discarded=not link.settings.keep_intermediates)
     totals = view.totals()
     condition = condition or await link.condition()
     running = 0
@@ -92,6 +92,7 @@ async def run_status(
         remaining=_remaining(view, totals, counts.left, workers) if state in ("pending", "running") else None,
         cost=workers.cost,
         size=view.plan.size + _stored(view),
+        freed=sum(shard.index.freed for shard in view.shards.values()),
     )
 
 

@@ -59,6 +59,9 @@ CONFIGURATIONS = [
     Check("split-crash", "-DSPLITS=1 -DCRASHES=1"),
     Check("split-faults", "-DSPLITS=1 -DTASKS=3 -DCRASHES=1 -DALARMS=1 -DWORKERS=2"),
     Check("split-silence", "-DSPLITS=1 -DTASKS=3 -DCRASHES=1 -DSILENCES=1 -DWORKERS=2"),
+    Check("discard", "-DDISCARDS=1 -DBACKUPS=1 -DALARMS=1"),
+    Check("discard-split", "-DDISCARDS=1 -DSPLITS=1 -DCRASHES=1"),
+    Check("discard-silence", "-DDISCARDS=2 -DALARMS=1 -DRELEASES=1 -DSILENCES=1 -DWORKERS=2"),
     Check("liveness", "-DCRASHES=1 -DSILENCES=1", liveness=True),
 ]
 
@@ -77,6 +80,7 @@ MUTATIONS = [
     Check("SILENCE_IS_WIN", "-DSILENCES=1", "nonce==w"),
     Check("START_UNRESERVED", "-DSPLITS=1", "reserved"),
     Check("START_GIVEN_BACK", "-DTASKS=3", "reserved"),
+    Check("DISCARD_EARLY", "-DDISCARDS=1 -DSPLITS=1", "gone==log[s].e[(n-1)].gone"),
     Check("KEEP_BUILT_ON_BEATEN", "-DBACKUPS=1", "attempt.failed|log[0].e[(log[0].length-1)].failed)&1"),
 ]
 

@@ -35,6 +35,9 @@
 #ifndef BACKUPS    /* tasks that another worker than the holder runs as well */
 #define BACKUPS 0
 #endif
+#ifndef DISCARDS   /* entries that say that the result of task 0 is needless, and deleted next */
+#define DISCARDS 0
+#endif
 /* Entries that a log has room for. That it suffices is asserted, so no search is cut short. */
 #ifndef SLOTS
 #define SLOTS 12
@@ -56,7 +59,7 @@
 #endif
 
 /* ------------------------------------------------------------------ the store */
-mtype = { GENESIS, CLAIM, COMMIT, RELEASE, TAKEOVER, SPLIT, BACKUP };
+mtype = { GENESIS, CLAIM, COMMIT, RELEASE, TAKEOVER, SPLIT, BACKUP, DISCARD };
 
 typedef Entry {
   mtype kind;      /* 0 while the slot is empty */
@@ -66,6 +69,7 @@ typedef Entry {
   byte since;      /* for the checks: the entry that made the writer the holder when it did this work */
   bit segment;     /* names a segment */
   byte moved;      /* SPLIT: the tasks that it takes */
+  bit gone;        /* the result of task 0 is discarded; part of the index */
   /* the index: the fold of the log up to and including this entry */
   byte holder, tasks, reserved, done, failed, upstream
 };
@@ -116,7 +120,7 @@ typedef Part {
 
 Part part[PARTS];
 bit crashed[WORKERS];
-byte crashes, silences, alarms, releases, splits, backups;
+byte crashes, silences, alarms, releases, splits, backups, discards;
 
 #define P     part[me]
 #define HERE  log[s].e[P.known - 1]   /* the newest state that it knows: never changed, hence no copy */
@@ -153,9 +157,17 @@ byte crashes, silences, alarms, releases, splits, backups;
 #define STARTABLE (PENDING(HERE) & ~OWN & MAY_START & INPUTS_THERE)
 #endif
 
+/* The result of task 0 is there, and the task that needs it has its outcome: that is final, so old news do. */
+#ifdef DISCARD_EARLY
+#define NEEDLESS(x) ((x.done & FIRST) && !x.gone)
+#else
+#define NEEDLESS(x) ((x.done & FIRST) && !x.gone && ((OUTCOMES(x) | SEEN_ELSEWHERE) & SECOND))
+#endif
+#define SEEN_ELSEWHERE (ELSEWHERE(done) | ELSEWHERE(failed) | ELSEWHERE(upstream))
+
 inline empty_attempt(i) {
   part[i].attempt.kind = 0; part[i].attempt.writer = 0; part[i].attempt.nonce = 0; part[i].attempt.since = 0;
-  part[i].attempt.segment = 0; part[i].attempt.moved = 0; part[i].attempt.holder = 0; part[i].attempt.tasks = 0;
+  part[i].attempt.segment = 0; part[i].attempt.moved = 0; part[i].attempt.gone = 0; part[i].attempt.holder = 0; part[i].attempt.tasks = 0;
   part[i].attempt.reserved = 0; part[i].attempt.done = 0; part[i].attempt.failed = 0; part[i].attempt.upstream = 0
 }
 
@@ -187,6 +199,7 @@ inline prepare(what) {
   P.attempt.kind = what; P.attempt.writer = NAME(w); P.attempt.nonce = w; P.attempt.since = P.since;
   P.attempt.holder = HERE.holder; P.attempt.tasks = HERE.tasks; P.attempt.reserved = HERE.reserved;
   P.attempt.done = HERE.done; P.attempt.failed = HERE.failed; P.attempt.upstream = HERE.upstream;
+  P.attempt.gone = HERE.gone;
   P.answer = NOTHING; P.copies = 1; P.state = SENT
 }
 
@@ -210,7 +223,11 @@ inline prepare_commit() {
      :: P.attempt.reserved = LOWEST(WITHIN_REACH)
      fi;
      /* … but keep what has ended since */
-     P.attempt.reserved = (P.attempt.reserved | P.done | P.failed | P.upstream) & PENDING(P.attempt)
+     P.attempt.reserved = (P.attempt.reserved | P.done | P.failed | P.upstream) & PENDING(P.attempt);
+     if  /* say that the result of task 0 is needless, or not yet */
+     :: discards < DISCARDS && NEEDLESS(HERE) -> discards++; P.attempt.gone = 1
+     :: true
+     fi
   fi
 }
 
@@ -360,6 +377,12 @@ end:
        P.out_done = LOWEST(STRAGGLERS(NEWEST(s))); P.state = STORING }
 #endif
 
+#if DISCARDS
+  :: atomic { /* discard: in a shard that is complete, anybody */
+       SEARCHING && COMPLETE(NEWEST(s)) && discards < DISCARDS && NEEDLESS(NEWEST(s)) ->
+       discards++; P.known = log[s].length; prepare(DISCARD); P.attempt.gone = 1 }
+#endif
+
   /* ---- tending a shard */
   :: atomic { /* run: also while an entry or a segment is under way */
        BUSY && STARTABLE ->
@@ -370,6 +393,8 @@ end:
        :: true
        fi;
        assert(!(task & (task - 1)));
+       /* its input is there, unless it has been fenced, or beaten by a backup, and does not know yet */
+       assert(task != SECOND || !EVERYWHERE(gone) || P.known < log[s].length);
        if
        :: P.done = P.done | task
        :: task == FIRST -> P.failed = P.failed | task; fail_dependents(SECOND)
@@ -446,8 +471,12 @@ inline check() {
   /* rule 1: each slot is written once, in order, and the writer has folded all before */
   assert(log[s].e[n].kind == 0 && n == log[s].length && BEFORE.kind != 0);
   /* what shard.py allows after the state before */
-  assert(!COMPLETE(BEFORE));
-  assert((NEW.kind == CLAIM) == (BEFORE.holder == NOBODY));
+  assert(COMPLETE(BEFORE) == (NEW.kind == DISCARD));
+  assert(NEW.kind == DISCARD || (NEW.kind == CLAIM) == (BEFORE.holder == NOBODY));
+  /* only what is stored is discarded, once, when the outcome of the task that needs it is committed */
+  assert(NEW.gone >= BEFORE.gone && (NEW.kind != DISCARD || NEW.gone > BEFORE.gone));
+  assert(NEW.gone == BEFORE.gone || ((BEFORE.done & FIRST) &&
+    ((EVERYWHERE(done) | EVERYWHERE(failed) | EVERYWHERE(upstream)) & SECOND)));
   if
   :: NEW.kind == COMMIT || NEW.kind == RELEASE -> /* fencing: by the holder, of its own tenure */
      assert(NEW.writer == BEFORE.holder && NEW.since == tenure[s]);
@@ -481,6 +510,7 @@ inline check() {
 inline copy() {
   log[s].e[n].kind = NEW.kind; log[s].e[n].writer = NEW.writer; log[s].e[n].nonce = NEW.nonce;
   log[s].e[n].since = NEW.since; log[s].e[n].segment = NEW.segment; log[s].e[n].moved = NEW.moved;
+  log[s].e[n].gone = NEW.gone;
   log[s].e[n].holder = NEW.holder; log[s].e[n].tasks = NEW.tasks; log[s].e[n].reserved = NEW.reserved;
   log[s].e[n].done = NEW.done; log[s].e[n].failed = NEW.failed; log[s].e[n].upstream = NEW.upstream
 }

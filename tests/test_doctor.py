@@ -18,6 +18,7 @@ from burst_dask.clock import Entropy
 from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
+from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, WorkerId
 from burst_dask.protocol.records import Action, AddRun, Beat, Cancel, Claim, Commit, Location, Outcomes, encode
 from burst_dask.protocol.shard import Shard
@@ -230,6 +231,17 @@ def test_garbage_is_told_and_breaks_no_rule() -> None:
         assert shown.exit_code == 0
         assert f"garbage: 1 objects of run {half}, whose submission ended before its plan was written" in shown.output
     assert "segments/00000/lost (4 bytes): nothing names it" in doctor(it.run, "--store", it.url).output
+
+
+def test_a_segment_that_nobody_needs_any_more_is_told() -> None:
+    it = Abandoned()
+    body = b"".join(seal([b"x"]))
+    asyncio.run(it.stage.store.put(keys.segment(it.run, keys.root_shard(0), "00001-a"), body))
+    stored = Outcomes(done=Bitmap.full(2), stored={0: Location(0, 0, len(body))})
+    it.append("gone", Commit(stored, EMPTY, ("00001-a",)))
+    shown = doctor(it.run, "--store", it.url)
+    assert shown.exit_code == 0
+    assert f"00001-a ({len(body)} bytes): nobody needs its results any more" in shown.output
 
 
 def test_a_named_run_without_a_plan_is_broken() -> None:

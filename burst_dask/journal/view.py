@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from burst_dask.errors import CorruptObject, ProtocolError
+from burst_dask.errors import CorruptObject, ProtocolError, ResultDiscarded
 from burst_dask.journal import log
 from burst_dask.journal.listing import Newest, key_order, newest_entries, newest_of
 from burst_dask.protocol import keys
@@ -19,7 +20,7 @@ from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import unseal
 from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import Location, Plan, decode
-from burst_dask.protocol.shard import Phase, Shard, object_key_name
+from burst_dask.protocol.shard import Phase, Shard, may_be_discarded, object_key_name
 from burst_dask.store.base import Span, Store, first_page
 from burst_dask.store.requests import PAGE
 
@@ -139,6 +140,15 @@ class RunView:
             found.extend(self.shard(child) for child in shard.index.children)
         return found
 
+    @cached_property
+    def consumers(self) -> dict[int, list[int]]:
+        """Plan numbers of shards -> of those that depend on them, ascending."""
+        found: dict[int, list[int]] = {}
+        for number, info in enumerate(self.plan.shards):
+            for upstream in info.upstream:
+                found.setdefault(upstream, []).append(number)
+        return found
+
     def complete(self, number: int) -> bool:
         """Tell whether every task of plan shard `number` is known to have its outcome."""
         return all(shard.phase is Phase.COMPLETE for shard in self.family(number))
@@ -253,7 +263,7 @@ class RunView:
         """Learn which shards were touched, at one request per 1,000 of them; read nothing."""
         self._touched.update(map(ShardId, await self.store.folders(keys.run_logs(self.run))))
 
-    async def survey(self, *, parallel: int = SURVEY_PARALLEL) -> None:
+    async def survey(self, *, parallel: int = SURVEY_PARALLEL, discarded: bool = False) -> None:
         """Bring the view up to date: listings, then the newest entry of each shard that changed.
 
         One listing when the entries that may matter fit in a page; more of them are listed in
@@ -263,8 +273,10 @@ class RunView:
         ----------
         parallel
             Entries read at once.
+        discarded
+            Also learn which results of complete shards were discarded: these are listed again while they may be.
         """
-        await self._list_entries()
+        await self._list_entries(discarded)
         await in_parallel(self._jump, self._behind(), parallel)
 
     async def glance(self, choose: Callable[[list[ShardId]], list[ShardId]]) -> set[ShardId] | None:
@@ -309,22 +321,26 @@ class RunView:
         self._take(await newest_entries(self.store, self.run, behind))
         return max((newest.modified for newest in self._listed.values()), default=0.0)
 
-    async def _list_entries(self) -> None:
+    async def _list_entries(self, discarded: bool) -> None:
         """Learn the newest entry number of every shard that may have a new one."""
-        reached = await self._list_a_page()
+        reached = await self._list_a_page(discarded)
         if reached is None:
             return
         await self.list_shards()
         behind = {
             shard: self._before(shard, self._last(shard) + 1)
             for shard in self._touched
-            if key_order(shard) >= reached and not self._is_complete(shard)
+            if key_order(shard) >= reached and not self._is_over(shard, discarded)
         }
         self._take(await newest_entries(self.store, self.run, behind))
 
-    async def _list_a_page(self) -> str | None:
+    async def _list_a_page(self, discarded: bool = False) -> str | None:
         """List the entries that may be new if they may fit in a page; return how far that reached, None for all."""
-        open = next((number for number in range(len(self.plan.shards)) if not self.complete(number)), None)
+
+        def is_over(number: int) -> bool:
+            return all(self._is_over(shard.id, discarded) for shard in self.family(number))
+
+        open = next((number for number in range(len(self.plan.shards)) if not is_over(number)), None)
         if open is None:
             return None
         entries = sum(self._last(shard) + 1 for shard in self._touched if keys.root_number(shard) >= open)
@@ -360,6 +376,13 @@ class RunView:
     def _is_complete(self, shard: ShardId) -> bool:
         known = self.shards.get(shard)
         return known is not None and known.phase is Phase.COMPLETE
+
+    def _is_over(self, shard: ShardId, discarded: bool) -> bool:
+        """Tell whether no entry is to come, other than such as say what was discarded, unless these count, too."""
+        known = self.shards.get(shard)
+        if known is None or known.phase is not Phase.COMPLETE:
+            return False
+        return not (discarded and any(map(may_be_discarded, known.index.objects)))
 
     def _next(self, shard: ShardId) -> int:
         known = self.shards.get(shard)
@@ -421,6 +444,11 @@ class RunView:
         wanted: dict[tuple[ShardId, int | None, str], list[tuple[int, Span]]] = {}
         for task in tasks:
             outcome = self.outcome(task)
+            if outcome is not None and self._is_discarded(task):
+                raise ResultDiscarded(
+                    f"the result of task {task} of run {self.run} was an intermediate one, and was deleted when "
+                    "nothing needed it any more. Session(keep_intermediates=True) keeps them"
+                )
             if outcome is None or outcome.location is None:
                 raise ProtocolError(f"task {task} of run {self.run} has no stored outcome")
             number, name = object_key_name(outcome.location, outcome.shard.index)
@@ -443,8 +471,14 @@ class RunView:
             key = keys.entry(keys.shard_log(self.run, shard), number)
             blobs = await self._inline_blobs(shard, number, spans)
         if blobs is None:
+            if number is None and await self.poll(shard) and any(self._is_discarded(task) for task, _ in places):
+                return await self._fetch(task for task, _ in places)  # which says so
             raise CorruptObject(f"{key}: a committed result lies there, and it is gone")
         return {task: unseal(key, blob) for (task, _), blob in zip(places, blobs, strict=True)}
+
+    def _is_discarded(self, task: int) -> bool:
+        shard, position = self.owner(task)
+        return position in shard.index.discarded
 
     async def _inline_blobs(self, shard: ShardId, number: int, spans: Sequence[Span]) -> list[memoryview] | None:
         body = self._inline.get((shard, number))

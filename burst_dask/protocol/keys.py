@@ -159,6 +159,10 @@ def segment(run: RunId, shard: ShardId, name: str) -> str:
     return f"{run_prefix(run)}segments/{shard}/{name}"
 
 
+#: How names end of segments of which nothing may be deleted: it saves to look. That none other has outputs is not said.
+LASTING = "-kept"
+
+
 def task_logs(run: RunId, shard: ShardId, name: str) -> str:
     return f"{run_prefix(run)}logs/{shard}/{name}"
 

@@ -181,6 +181,8 @@ class Commit(msgspec.Struct, frozen=True, tag="commit"):
     reserved: Bitmap
     #: names of segments that `outcomes.stored` refers to beyond those already known
     segments: tuple[str, ...] = ()
+    #: places in `ShardIndex.objects` of segments that are deleted next: as of `Discard`
+    discarded: tuple[int, ...] = ()
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
@@ -213,7 +215,14 @@ class Backup(msgspec.Struct, frozen=True, tag="backup"):
     segments: tuple[str, ...] = ()
 
 
-Action = Claim | Commit | Release | Takeover | Split | Backup
+class Discard(msgspec.Struct, frozen=True, tag="discard"):
+    """Nobody needs a result any more that lies in these segments; they are deleted next (PROTOCOL.md, "Discarding")."""
+
+    #: places in `ShardIndex.objects`
+    discarded: tuple[int, ...]
+
+
+Action = Claim | Commit | Release | Takeover | Split | Backup | Discard
 
 
 class ShardIndex(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -223,7 +232,7 @@ class ShardIndex(msgspec.Struct, frozen=True, omit_defaults=True):
     tasks: Bitmap
     holder: WorkerId | None = None
     outcomes: Outcomes = Outcomes()
-    #: what `Location.object` counts: ``"@<n>"`` is entry n, anything else a segment
+    #: what `Location.object` counts: ``"@<n>"`` is entry n, ``""`` a discarded segment, anything else a segment
     objects: tuple[str, ...] = ()
     reserved: Bitmap = EMPTY
     #: position -> how often a worker died while it was reserved (PROTOCOL.md rule 10)
@@ -231,6 +240,9 @@ class ShardIndex(msgspec.Struct, frozen=True, omit_defaults=True):
     children: dict[ShardId, Bitmap] = {}
     #: why the shard last lost its holder
     cause: str = ""
+    #: positions of tasks whose stored results were discarded, and how many bytes these had
+    discarded: Bitmap = EMPTY
+    freed: int = 0
 
     @property
     def pending(self) -> Bitmap:

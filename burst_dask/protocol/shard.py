@@ -9,8 +9,9 @@ newest entry alone gives the state, and `fold` over all of them must give the sa
              CLAIM                    COMMIT, SPLIT, BACKUP, TAKEOVER
     free ───────────────▶ held ◀──────────────────────────────────┐
       ▲                    │  └───────────────────────────────────┘
-      └────── RELEASE ─────┤
-                           └── when no task is pending ──▶ complete
+      └────── RELEASE ─────┤                                          DISCARD
+                           └── when no task is pending ──▶ complete ◀────┐
+                                                              └──────────┘
 
 `TRANSITIONS` is that picture as a table; each rule function checks its entry against the state
 and returns the next state, or raises `IllegalTransition`. They are pure: no I/O, no clock.
@@ -26,12 +27,13 @@ import msgspec
 
 from burst_dask.errors import IllegalTransition
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
-from burst_dask.protocol.keys import ShardId, WorkerId, child_shard
+from burst_dask.protocol.keys import LASTING, ShardId, WorkerId, child_shard
 from burst_dask.protocol.records import (
     Action,
     Backup,
     Claim,
     Commit,
+    Discard,
     Entry,
     Location,
     Outcomes,
@@ -52,7 +54,7 @@ class Phase(enum.Enum):
     FREE = "free"
     #: the holder runs it; others may split, back up or, its lease being dead, take over
     HELD = "held"
-    #: every task has its outcome: no entry may follow
+    #: every task has its outcome: no entry may follow but what notes that results are deleted
     COMPLETE = "complete"
 
 
@@ -120,6 +122,7 @@ def _commit(shard: Shard, writer: WorkerId, action: Commit) -> ShardIndex:
     _require(writer == shard.index.holder, shard, f"commit by {writer}, held by {shard.index.holder}")
     index = _with_outcomes(shard, action.outcomes, action.segments)
     _require(action.reserved <= index.pending, shard, "reserves tasks that are not pending in it")
+    index = _without(shard, index, action.discarded)
     return msgspec.structs.replace(index, reserved=action.reserved)
 
 
@@ -160,12 +163,17 @@ def _backup(shard: Shard, writer: WorkerId, action: Backup) -> ShardIndex:
     return msgspec.structs.replace(index, reserved=index.reserved & index.pending)
 
 
+def _discard(shard: Shard, writer: WorkerId, action: Discard) -> ShardIndex:
+    _require(bool(action.discarded), shard, "discards nothing")
+    return _without(shard, shard.index, action.discarded)
+
+
 Rule = Callable[[Shard, WorkerId, Any], ShardIndex]
 
 TRANSITIONS: dict[Phase, dict[type, Rule]] = {
     Phase.FREE: {Claim: _claim},
     Phase.HELD: {Commit: _commit, Release: _release, Takeover: _takeover, Split: _split, Backup: _backup},
-    Phase.COMPLETE: {},
+    Phase.COMPLETE: {Discard: _discard},
 }
 
 
@@ -180,6 +188,51 @@ def _with_outcomes(shard: Shard, new: Outcomes, segments: tuple[str, ...]) -> Sh
     _require(all(tasks <= index.tasks for tasks in new.logs.values()), shard, "output of a task that is not here")
     _require(Bitmap.of(new.tries) <= index.pending - new.all, shard, "another try of a task that is not pending")
     return msgspec.structs.replace(index, outcomes=merge(index.outcomes, new), objects=objects)
+
+
+def _without(shard: Shard, index: ShardIndex, discarded: tuple[int, ...]) -> ShardIndex:
+    """Take segments out of the index, and with them the places of the results that lie there."""
+    if not discarded:
+        return index
+    names = list(index.objects)
+    for place in discarded:
+        _require(0 <= place < len(shard.index.objects), shard, "discards an object that no entry before it has named")
+        _require(is_segment(names[place]), shard, "discards what is no segment, or was discarded before")
+        names[place] = ""
+    gone = {p: place for p, place in index.outcomes.stored.items() if not names[place.object]}
+    failed = index.outcomes.failed
+    _require(not any(position in failed for position in gone), shard, "discards an error")
+    stored = {p: place for p, place in index.outcomes.stored.items() if p not in gone}
+    return msgspec.structs.replace(
+        index,
+        outcomes=msgspec.structs.replace(index.outcomes, stored=stored),
+        objects=tuple(names),
+        discarded=index.discarded | Bitmap.of(gone),
+        freed=index.freed + sum(place.end - place.start for place in gone.values()),
+    )
+
+
+def is_segment(name: str) -> bool:
+    """Tell whether an item of `ShardIndex.objects` is a segment that is there.
+
+    >>> is_segment("00003-k3w9x2mq"), is_segment("@3"), is_segment("")
+    (True, False, False)
+    """
+    return bool(name) and not name.startswith("@")
+
+
+def may_be_discarded(name: str) -> bool:
+    """Tell whether an item of `ShardIndex.objects` is a segment that may hold intermediate results only."""
+    return is_segment(name) and not name.endswith(LASTING)
+
+
+def segments_of(index: ShardIndex) -> dict[int, list[int]]:
+    """Return the segments that are there: place in `ShardIndex.objects` -> positions of tasks with outcomes in it."""
+    found: dict[int, list[int]] = {place: [] for place, name in enumerate(index.objects) if is_segment(name)}
+    for position, location in index.outcomes.stored.items():
+        if location.object in found:
+            found[location.object].append(position)
+    return found
 
 
 def merge(old: Outcomes, new: Outcomes) -> Outcomes:
@@ -254,6 +307,8 @@ def describe(entry: Entry) -> str:
         what = f"claimed, reserving {len(action.reserved)}"
     elif isinstance(action, Split):
         what = f"took {len(action.tasks)} tasks as shard {action.child}"
+    elif isinstance(action, Discard):
+        what = f"discarded {len(action.discarded)} segments with results that nobody needs any more"
     elif isinstance(action, Takeover):
         what = f"took over from {action.lost} ({action.cause}), reserving {len(action.reserved)}"
     else:
@@ -263,5 +318,7 @@ def describe(entry: Entry) -> str:
             what += f" ({action.reason})"
         elif isinstance(action, Commit):
             what += f", reserving {len(action.reserved)}"
+            if action.discarded:
+                what += f", discarding {len(action.discarded)} segments"
     pending = len(entry.index.pending)
     return f"{entry.number}: {entry.writer} {what}; {pending} pending"

@@ -93,6 +93,8 @@ class Bucket:
         self.deleted: set[str] = set()
         #: called with the key and the body when an object has been written
         self.watchers: list[Callable[[str, bytes], None]] = []
+        #: called with the key of an object that is deleted
+        self.mourners: list[Callable[[str], None]] = []
         #: second -> kind of request -> how many arrived in it
         self.arrived: dict[int, Counter[str]] = {}
         #: what became of requests
@@ -138,6 +140,8 @@ class Bucket:
             if self.objects.pop(key, None) is not None:
                 self._names.pop(bisect_left(self._names, key))
                 self.deleted.add(key)
+                for mourner in self.mourners:
+                    mourner(key)
 
     def get(self, key: str) -> bytes | None:
         found = self.objects.get(key)

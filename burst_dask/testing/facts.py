@@ -30,7 +30,7 @@ from burst_dask.protocol.records import (
     ShardRecord,
 )
 from burst_dask.protocol.session import SessionState
-from burst_dask.protocol.shard import describe
+from burst_dask.protocol.shard import describe, is_segment
 from burst_dask.shapes import numbers
 from burst_dask.store.base import Store
 from burst_dask.testing.reading import Reading, Violation, decoded, listed, slot
@@ -108,6 +108,8 @@ class Facts:
     settled: Mapping[ShardId, int] = field(default_factory=dict)
     #: shard and position -> why the stored outcome cannot be read
     lost: Mapping[tuple[ShardId, int], str] = field(default_factory=dict)
+    #: shard and place in its `ShardIndex.objects` of segments that were discarded while all of this was read
+    leaving: frozenset[tuple[ShardId, int]] = frozenset()
     #: shard and name of an object with what tasks have printed -> why it cannot be read
     lost_logs: Mapping[tuple[ShardId, str], str] = field(default_factory=dict)
     #: global number of an external -> whether it is done; None without an outcome; unknown ones are missing
@@ -147,9 +149,13 @@ class Facts:
 
     def settled_outcomes(self, shard: ShardId) -> Outcomes:
         """Return the outcomes as of the first listing."""
+        return self.settled_index(shard).outcomes
+
+    def settled_index(self, shard: ShardId) -> ShardIndex:
+        """Return the state as of the first listing."""
         newest = self.settled.get(shard, -1)
         known = [number for number in self.logs.get(shard, {}) if number <= newest]
-        return self.logs[shard][max(known)].index.outcomes if known else Outcomes()
+        return self.logs[shard][max(known)].index if known else ShardIndex(tasks=EMPTY)
 
     def beginning(self, shard: ShardId) -> Bitmap | None:
         """Return the tasks that a shard began with; None for one that neither the plan nor a SPLIT names."""
@@ -320,6 +326,7 @@ async def gather(store: Store, run: RunId, session: SessionFacts | None = None) 
     if plan is not None:
         indices = {shard: facts.index(shard) for shard in facts.known_shards}
         await reading.results(indices)
+        await reading.discarded_since(indices, objects)
         await reading.printed(indices)
         if not facts.is_swept:
             await reading.records(plan)
@@ -327,6 +334,7 @@ async def gather(store: Store, run: RunId, session: SessionFacts | None = None) 
         facts,
         records=dict(sorted(reading.task_records.items())),
         lost=reading.lost,
+        leaving=frozenset(reading.leaving),
         lost_logs=reading.lost_logs,
         externals={} if plan is None else await across.outcomes(store, plan),  # read last: newer than what needs them
         violations=tuple(found),
@@ -350,7 +358,7 @@ def garbage(facts: Facts) -> list[str]:
         named.update(keys.pack(facts.run, place.pack) for place in record.buffers)
     for shard in facts.known_shards:
         index = facts.index(shard)
-        named.update(keys.segment(facts.run, shard, name) for name in index.objects if not name.startswith("@"))
+        named.update(keys.segment(facts.run, shard, name) for name in index.objects if is_segment(name))
         named.update(keys.task_logs(facts.run, shard, name) for name in index.outcomes.logs)
     for key, size in facts.objects.items():
         if key not in named and slot(facts.run, key) is None:

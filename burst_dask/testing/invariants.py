@@ -19,6 +19,7 @@ from burst_dask.protocol.records import Backup, Commit, Release, ShardIndex, Spl
 from burst_dask.protocol.shard import Shard, describe
 from burst_dask.store.base import Store
 from burst_dask.testing.facts import Facts, gather, own_failures
+from burst_dask.testing.needed import needed_of
 from burst_dask.testing.reading import Violation
 
 __all__ = ["CHECKS", "Facts", "Violation", "assert_run_invariants", "check_run", "violations_of"]
@@ -127,7 +128,7 @@ def _results_are_durable(facts: Facts) -> Findings:
         yield Finding(f"the stored outcome of {_names(facts, shard, Bitmap.of(positions))}: {why}", shard)
     for shard in facts.known_shards:
         for number, name in enumerate(facts.index(shard).objects):
-            if (shard, number) in told:
+            if (shard, number) in told or (shard, number) in facts.leaving or not name:
                 continue
             if name.startswith("@"):
                 there = name[1:].isdecimal() and int(name[1:]) <= max(facts.logs[shard])
@@ -335,7 +336,7 @@ def _wanted_results_are_stored(facts: Facts) -> Findings:
                 needed[shard] = bits
         for shard in family:
             outcomes = facts.index(shard).outcomes
-            stored = Bitmap.of(outcomes.stored)
+            stored = Bitmap.of(outcomes.stored) | facts.index(shard).discarded
             wanted = EMPTY if record is None else record.wanted
             for other, bits in needed.items():
                 if other != shard:
@@ -344,6 +345,17 @@ def _wanted_results_are_stored(facts: Facts) -> Findings:
                 yield Finding(f"{_names(facts, shard, lost)}: needed outside of shard {shard}, and not stored", shard)
             if lost := own_failures(outcomes) - stored:
                 yield Finding(f"{_names(facts, shard, lost)}: failed, and the error is not stored", shard)
+
+
+def _nobody_needs_what_was_discarded(facts: Facts) -> Findings:
+    """What was discarded was asked for by nobody, and every task that depends on it can do without."""
+    discarded = [shard for shard in facts.known_shards if facts.settled_index(shard).discarded]
+    why = needed_of(facts) if discarded else None
+    for shard in discarded if why else ():
+        first = facts.first(shard)
+        for position in facts.settled_index(shard).discarded:
+            if reason := (why or {}).get(first + position):
+                yield Finding(f"the result of task {first + position} was discarded, and {reason}", shard)
 
 
 def _killers_are_given_up(facts: Facts) -> Findings:
@@ -485,6 +497,7 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Findings]], ...] = (
     ("7", _records_agree),
     ("7", _session_names_it),
     ("9", _wanted_results_are_stored),
+    ("discarding", _nobody_needs_what_was_discarded),
     ("10", _killers_are_given_up),
     ("reservation", _only_reserved_tasks_ran),
     ("cancelling", _only_cancelled_tasks_are_cancelled),

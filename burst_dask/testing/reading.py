@@ -6,11 +6,12 @@ whoever checks a run sees all that is wrong with it. Only a store that does not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 from burst_dask.errors import CorruptObject
+from burst_dask.journal import log
 from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
@@ -27,7 +28,7 @@ from burst_dask.protocol.records import (
     decode,
     decode_with_end,
 )
-from burst_dask.protocol.shard import object_key_name
+from burst_dask.protocol.shard import is_segment, object_key_name
 from burst_dask.store.base import Meta, Span, Store
 
 #: Objects with results or constants read at once: each may be many megabytes.
@@ -39,8 +40,8 @@ R = TypeVar("R", bound=Record)
 class Violation(NamedTuple):
     """Something that must not be."""
 
-    #: as in PROTOCOL.md: a number, ``"objects"``, ``"reservation"``, ``"splitting"`` or ``"session log"``; or
-    #: ``"complete"``, when a task lacks an outcome where all should have one
+    #: as in PROTOCOL.md: a number, ``"objects"``, ``"reservation"``, ``"splitting"``, ``"discarding"`` or
+    #: ``"session log"``; or ``"complete"``, when a task lacks an outcome where all should have one
     rule: str
     #: one sentence that names the object or the task
     what: str
@@ -92,6 +93,7 @@ class Reading:
         self.unreadable: dict[ShardId, dict[int, str]] = {}
         self.task_records: dict[int, ShardRecord] = {}
         self.lost: dict[tuple[ShardId, int], str] = {}
+        self.leaving: set[tuple[ShardId, int]] = set()
         self.lost_logs: dict[tuple[ShardId, str], str] = {}
         #: shard and number of an entry -> what follows it
         self._blobs: dict[tuple[ShardId, int], memoryview] = {}
@@ -153,6 +155,22 @@ class Reading:
         if blobs is None:
             return [f"{key} is not there"] * len(spans)
         return [_fault(key, blob, span) for blob, span in zip(blobs, spans, strict=True)]
+
+    async def discarded_since(self, indices: Mapping[ShardId, ShardIndex], objects: Container[str]) -> None:
+        """Look whether what is missing was discarded after the newest entry that was read: then nothing is lost."""
+        for shard, index in indices.items():
+            missing = {index.outcomes.stored[p].object for of, p in self.lost if of == shard}
+            for place, name in enumerate(index.objects):
+                if is_segment(name) and keys.segment(self._run, shard, name) not in objects:
+                    missing.add(place)
+            number = max(self.logs[shard]) + 1
+            while missing and (found := await log.read(self._store, self._run, shard, number)) is not None:
+                after = found[0].index.objects
+                self.leaving.update((shard, place) for place in missing if place < len(after) and not after[place])
+                number += 1
+        for shard, position in list(self.lost):
+            if (shard, indices[shard].outcomes.stored[position].object) in self.leaving:
+                del self.lost[shard, position]
 
     # ------------------------------------------------------------------ what tasks have printed
 

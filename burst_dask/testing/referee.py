@@ -15,8 +15,9 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId, ShardId
 from burst_dask.protocol.records import Claim, Commit, Entry, Plan, Split, Takeover, decode
-from burst_dask.protocol.shard import Shard, describe
+from burst_dask.protocol.shard import Shard, describe, is_segment
 from burst_dask.testing.bucket import EPOCH, Bucket
+from burst_dask.testing.needed import Fate, fate_of, needed
 from burst_dask.testing.scenario import Scenario
 from burst_dask.testing.work import Work
 
@@ -32,6 +33,8 @@ class Referee:
         Kind of entry -> how many have landed.
     printed : int
         How many objects with what tasks have printed were named.
+    deleted : int
+        How many segments were deleted.
     starts : Counter of tuple of (str, int)
         Run and task -> how often it was started, not counting second copies.
     """
@@ -39,7 +42,7 @@ class Referee:
     def __init__(self, bucket: Bucket, scenario: Scenario) -> None:
         self.broken: list[str] = []
         self.actions: Counter[str] = Counter()
-        self.printed = 0
+        self.printed = self.deleted = 0
         self.starts: Counter[tuple[str, int]] = Counter()
         self._bucket = bucket
         self._scenario = scenario
@@ -49,6 +52,7 @@ class Referee:
         #: run and worker -> tasks that it ever reserved, by global number
         self._reserved: dict[tuple[str, str], set[int]] = {}
         bucket.watchers.append(self._see)
+        bucket.mourners.append(self._see_deletion)
 
     def complain(self, what: str, run: RunId | None = None, shard: ShardId | None = None) -> None:
         """Note that something is wrong."""
@@ -81,10 +85,12 @@ class Referee:
             home, position = self._plans[run].locate(work.number)
             family = [s for (of, id), s in self._shards.items() if of == run and keys.root_number(id) == home]
             done = any(position in shard.index.outcomes.done for shard in family)
-            holders = [shard.index.holder for shard in family if position in shard.index.reserved]
-            # A second copy runs while somebody else has the task reserved, or has just ended it.
-            holders = holders or [s.index.holder for s in family if done and position in s.index.tasks]
-            copy = self._scenario.settings.backups and bool(holders) and worker not in holders
+            # A second copy runs while another worker has the task reserved, as far as its news of that go.
+            reserved = any(
+                work.number in tasks for (of, name), tasks in self._reserved.items() if of == run and name != worker
+            )
+            holds = any(shard.index.holder == worker and position in shard.index.tasks for shard in family)
+            copy = self._scenario.settings.backups and reserved and not holds
             if not copy:
                 self.starts[work.run, work.number] += 1
             if not (copy or done or work.number in self._reserved.get((work.run, worker), set())):
@@ -127,6 +133,7 @@ class Referee:
             after = Shard.at(shard, entry)
         self._shards[run, shard] = after
         self._check_objects(run, shard, before, after)
+        self._check_discarded(run, shard, after.index.discarded - before.index.discarded)
         if isinstance(entry.action, Claim | Commit | Takeover):
             first = self._plans[run].shards[keys.root_number(shard)].first
             mine = self._reserved.setdefault((run, entry.writer), set())
@@ -137,6 +144,35 @@ class Referee:
         if isinstance(entry.action, Takeover) and not self._scenario.processes_fail:
             self.complain(f"{entry.writer} took over from {entry.action.lost}, which lives (rule 6)", run, shard)
 
+    def _see_deletion(self, key: str) -> None:
+        """Entries are never deleted, and segments only when an entry has said so."""
+        if "/runs/" in key and "/log/" in key:
+            self.complain(f"{key} was deleted (rule 8)")
+        if "/segments/" not in key:
+            return
+        self.deleted += 1
+        for (run, shard), state in self._shards.items():
+            if key in [keys.segment(run, shard, name) for name in state.index.objects if is_segment(name)]:
+                self.complain(f"{key} was deleted, and no entry has said that nobody needs it (rule 8)", run, shard)
+
+    def _check_discarded(self, run: RunId, shard: ShardId, tasks: Bitmap) -> None:
+        if not tasks:
+            return
+        graph, plan = self._scenario.graph, self._plans[run]
+
+        def fate(task: int) -> Fate:
+            home, position = plan.locate(task)
+            for (of, id), state in self._shards.items():
+                if of == run and keys.root_number(id) == home and position in state.index.tasks:
+                    return fate_of(state.index.outcomes, position)
+            return Fate.PENDING
+
+        why = needed([work.inputs for work in graph.work], graph.outputs, fate)
+        first = plan.shards[keys.root_number(shard)].first
+        for task in (first + position for position in tasks):
+            if task in why:
+                self.complain(f"the result of task {task} was discarded, and {why[task]} (discarding)", run, shard)
+
     def _shard(self, run: RunId, shard: ShardId) -> Shard:
         known = self._shards.get((run, shard))
         if known is None:
@@ -146,7 +182,7 @@ class Referee:
 
     def _check_objects(self, run: RunId, shard: ShardId, before: Shard, after: Shard) -> None:
         names = after.index.objects[len(before.index.objects) :]
-        named = [keys.segment(run, shard, name) for name in names if not name.startswith("@")]
+        named = [keys.segment(run, shard, name) for name in names if is_segment(name)]
         logs = after.index.outcomes.logs.keys() - before.index.outcomes.logs.keys()
         self.printed += len(logs)
         for key in (*named, *(keys.task_logs(run, shard, name) for name in sorted(logs))):

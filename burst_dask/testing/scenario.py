@@ -121,12 +121,14 @@ class Scenario:
         )
         workers = entropy.integer(1, 6)
         horizon = entropy.choice([20.0, 120.0, 600.0])
+        # By draws of its own: what older seeds stand for stays as it was.
+        discarding = Entropy(f"scenario {seed} discarding")
         faults = [_fault(entropy, horizon) for _ in range(entropy.integer(0, 8))] if storm else []
         return cls(
             seed=seed,
             weather=weather,
             graph=graph,
-            settings=_settings(entropy),
+            settings=_settings(entropy, discarding),
             threads=entropy.choice([1, 1, 2, 4]),
             arrivals=tuple(entropy.choice([0.0, entropy.uniform(0, horizon / 2)]) for _ in range(workers)),
             network=_network(entropy, weather),
@@ -141,7 +143,7 @@ class Scenario:
         )
 
 
-def _settings(entropy: Entropy) -> Settings:
+def _settings(entropy: Entropy, discarding: Entropy) -> Settings:
     """Return the defaults, or something tighter: rare paths then come often."""
     return Settings.of(
         commit_interval=entropy.choice([5.0, 0.5]),
@@ -153,6 +155,8 @@ def _settings(entropy: Entropy) -> Settings:
         inline_result=entropy.choice([16_384, 64]),
         inline_entry=entropy.choice([262_144, 1000]),
         release_grace=entropy.choice([1.0, 10.0]),
+        keep_intermediates=discarding.uniform(0, 1) < 0.1,
+        discard_interval=discarding.choice([10.0, 1.0, 0.1]),
     )
 
 

@@ -28,9 +28,11 @@ from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import AddRun, Cancel, Ended, encode
 from burst_dask.testing.bucket import Bucket, Connection, Network
-from burst_dask.testing.invariants import check_run
+from burst_dask.testing.facts import gather
+from burst_dask.testing.invariants import violations_of
 from burst_dask.testing.loop import Deadlock, VirtualLoop
 from burst_dask.testing.machines import Client, Job, Machine, SimulatedClock, Worker
+from burst_dask.testing.needed import leftover
 from burst_dask.testing.referee import Referee
 from burst_dask.testing.scenario import Cancellation, Death, Fault, Kind, Scenario
 
@@ -40,6 +42,10 @@ PATIENCE = 3 * 3600.0
 STEPS = 400_000
 #: Seconds between looks of whoever keeps one worker alive once nothing goes wrong any more.
 LOOK_EVERY = 30.0
+
+
+#: Seconds after which what nobody needs is deleted, if nobody has died: two rounds of `Discarder.sweep`.
+SWEPT_AFTER = 45.0
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -102,6 +108,7 @@ class World:
         self.happened.update(self.referee.actions)
         self.happened.update({f"{fate.value} (network)": count for fate, count in self.bucket.fates.items()})
         self.happened["printed"] = self.referee.printed
+        self.happened["deleted"] = self.referee.deleted
 
     async def _play(self) -> None:
         run = await self._submit()
@@ -326,10 +333,15 @@ class World:
     # ------------------------------------------------------------------ the end
 
     async def _judge(self, run: RunId) -> None:
+        await self.clock.sleep(SWEPT_AFTER)
         for each in sorted({*await self._named(), run}):
             over = each in self._over
-            for violation in await check_run(self._store, each, complete=over):
+            facts = await gather(self._store, each)
+            for violation in (*facts.session.violations, *violations_of(facts, complete=over)):
                 self.referee.complain(str(violation))
+            if over and not self.scenario.processes_fail:
+                for key in leftover(facts):
+                    self.referee.complain(f"{key}: nobody needs it, nobody has died, and it is left (discarding)")
             if over and not self.broken:
                 await self._judge_outcomes(each)
         if self.scenario.processes_fail:

@@ -29,13 +29,14 @@ from burst_dask.protocol.session import SessionState
 from burst_dask.scaling.healer import Healer, heal_quietly
 from burst_dask.store import requests_of
 from burst_dask.worker.backup import BackupTender, stand_in
-from burst_dask.worker.context import Context, logger, wait_for
+from burst_dask.worker.context import Context
 from burst_dask.worker.deadline import Deadline
 from burst_dask.worker.execution import Call
 from burst_dask.worker.finder import BLOCKED, Finder, Found
 from burst_dask.worker.holding import Holding
 from burst_dask.worker.load import Batch
 from burst_dask.worker.tender import CANCELLED, FORCED, UNFIT, Tender
+from burst_dask.worker.waiting import logger, wait_for
 
 #: Seconds of work for one thread hop: the hop costs 0.1 ms, and a loop turn comes 20 times a second.
 BATCH_SECONDS = 0.05
@@ -79,6 +80,8 @@ class Agent:
         self.session = SessionState()
         self.tenders: dict[tuple[RunId, ShardId], Tender] = {}
         self.finder = Finder(context, self.beat, self.tenders)
+        context.discarder.tenders = self.tenders
+        context.discarder.live_runs = self._live_runs
         self._finding = False
         #: batches in threads: nobody waits for them once the work is handed over
         self._batches: set[asyncio.Task[None]] = set()
@@ -107,11 +110,13 @@ class Agent:
         await self._read_session()
         async with asyncio.TaskGroup() as group:
             self._group = group
-            background = {group.create_task(loop()) for loop in (self._heartbeat, self._follow, self._heal)}
+            loops = (self._heartbeat, self._follow, self._heal, context.discarder.run)
+            background = {group.create_task(loop()) for loop in loops}
             await self._work()
             await self._let_go_of_all()
             for task in background | self._batches:
                 task.cancel()
+        await context.discarder.end()
         reason = context.stopping or "idle"
         await self.end(reason, self._message)
         return reason
@@ -212,7 +217,10 @@ class Agent:
 
     def _runs_go_on(self) -> bool:
         """Tell whether a run may have work left, of which this worker has none."""
-        return any(run not in self.finder.complete for run in self.session.live_runs)
+        return bool(self._live_runs())
+
+    def _live_runs(self) -> list[RunId]:
+        return [run for run in self.session.live_runs if run not in self.finder.complete]
 
     async def _read_session(self) -> bool:
         context = self.context
@@ -425,8 +433,9 @@ class Agent:
             if tender.letting_go == UNFIT:
                 self.finder.unfit.add(key)
             tender.holding.values.clear()
-        # What this shard gave may be what others waited for.
+        # What this shard gave may be what others waited for, and what it took nobody needs any more.
         self._announce(tender.view)
+        self.context.discarder.stir(tender.view, keys.root_number(key[1]), over=True)
         self._look_again()
         if not self.tenders:
             self._session_news.set()  # idle workers look for new runs more often than busy ones

@@ -13,10 +13,11 @@ from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import WorkerId
 from burst_dask.protocol.records import Backup, ShardIndex
 from burst_dask.protocol.shard import Phase, Shard
-from burst_dask.worker.context import Context, wait_for
+from burst_dask.worker.context import Context
 from burst_dask.worker.holding import Holding
 from burst_dask.worker.outgoing import Outgoing
 from burst_dask.worker.tender import Tender
+from burst_dask.worker.waiting import wait_for
 
 
 def stand_in(shard: Shard, tasks: Bitmap, worker: WorkerId) -> Shard:
@@ -26,6 +27,8 @@ def stand_in(shard: Shard, tasks: Bitmap, worker: WorkerId) -> Shard:
 
 class BackupTender(Tender):
     """Runs tasks of a shard that another worker holds, and appends a BACKUP if it is first."""
+
+    may_discard = False
 
     def __init__(self, context: Context, view: RunView, holding: Holding, announce: Callable[[RunView], None]) -> None:
         super().__init__(context, view, holding, announce)
@@ -65,7 +68,7 @@ class BackupTender(Tender):
         finished.upstream.clear()
         finished.tries.clear()
         finished.ran = {position: ran for position, ran in finished.ran.items() if not ran.failed}
-        outgoing = Outgoing.of(finished, {}, context.settings)
+        outgoing = Outgoing.of(finished, {}, context.settings, outputs=holding.table.outputs)
         await self._put_beside(outgoing)
         while self._open() and len(finished):
             shard = self.view.shard(holding.shard.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,28 +18,17 @@ from burst_dask.journal.view import RunView
 from burst_dask.protocol import policy
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.store.base import Span, Store
+from burst_dask.worker.discarding import Discarder
 from burst_dask.worker.durations import Durations
 from burst_dask.worker.execution import Executor, broken_table
 from burst_dask.worker.load import Load
 from burst_dask.worker.memory import Memory
 from burst_dask.worker.table import TaskTable
-
-logger = logging.getLogger("burst_dask.worker")
+from burst_dask.worker.waiting import logger
 
 T = TypeVar("T")
 #: Decoded shards kept, so that what was read to split it is not read again to run it.
 TABLES = 4
-
-
-async def wait_for(event: asyncio.Event, seconds: float | None) -> bool:
-    """Wait until `event` is set, at most `seconds`; clear it, and tell whether it was."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    event.clear()
-    return True
 
 
 @dataclass
@@ -58,6 +46,7 @@ class Context:
     durations: Durations = field(init=False)
     load: Load = field(init=False)
     author: Author = field(init=False)
+    discarder: Discarder = field(init=False)
     #: set when there may be something for the agent to do
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     #: why the agent ends; None while it goes on
@@ -69,6 +58,7 @@ class Context:
         self.durations = Durations(self.clock)
         self.load = Load(self.clock, self.executor.threads, dict(self.settings.resources))
         self.author = Author(self.worker, self.clock, self.entropy)
+        self.discarder = Discarder(self)
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat `call` while the store is away, full, or refuses expired credentials.
@@ -109,6 +99,7 @@ class Context:
         info = view.plan.shards[number]
         try:
             record = await packs.read_record(self._ranges, view.run, info.place)
+            self.discarder.remember(view.run, record)
             buffers = await packs.read_buffers(self._ranges, view.run, record.buffers)
             table = await self.executor.open(record, buffers)
         except CorruptObject as error:

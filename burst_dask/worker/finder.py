@@ -99,6 +99,7 @@ class Finder:
             if view.totals().pending == 0 or await self._is_over(view, idle):
                 self.complete.add(run)
                 self.context.views.pop(run, None)
+                self.context.discarder.sweep(view, self.roster.workers)
         return None
 
     async def _find_in(self, view: RunView, idle: bool) -> Shard | None:

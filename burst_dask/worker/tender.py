@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from burst_dask import serialize
@@ -15,11 +15,12 @@ from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.records import Action, Commit, Logs, Release, encode
-from burst_dask.protocol.shard import Phase, Shard
-from burst_dask.worker.context import Context, logger, wait_for
+from burst_dask.protocol.shard import Phase, Shard, is_segment
+from burst_dask.worker.context import Context
 from burst_dask.worker.holding import Holding
 from burst_dask.worker.outgoing import Outgoing
 from burst_dask.worker.ran import Ran
+from burst_dask.worker.waiting import logger, wait_for
 
 #: Bytes of inputs read ahead of the tasks that need them, a shard.
 LOAD_BYTES = 64 << 20
@@ -44,6 +45,9 @@ class Tender:
         Called when this process has learned something of the run that other holdings may await.
     """
 
+    #: whether its entries may say that results are discarded
+    may_discard = True
+
     def __init__(self, context: Context, view: RunView, holding: Holding, announce: Callable[[RunView], None]) -> None:
         self.context = context
         self.view = view
@@ -59,6 +63,8 @@ class Tender:
         self._last_entry = self._last_look = context.clock.monotonic()
         #: small results of this holder's last entry, carried on into the next
         self._carried: dict[int, bytes] = {}
+        #: places in `ShardIndex.objects` of segments that nobody needs, for the next entry to say so
+        self._discarded: set[int] = set()
 
     def stir(self) -> None:
         """Look again at what is due."""
@@ -74,6 +80,11 @@ class Tender:
         if self.letting_go in (None, CANCELLED) and reason != self.letting_go:
             self.letting_go = reason
             self.changed.set()
+
+    def discard(self, places: Iterable[int]) -> None:
+        """Have the next entry say that nobody needs these segments, places in `ShardIndex.objects`, any more."""
+        self._discarded.update(places)
+        self.changed.set()
 
     async def run(self) -> None:
         """Tend the shard; return when it is no longer held."""
@@ -161,6 +172,9 @@ class Tender:
             active=holding.active,
         )
         due = policy.commit_in(facts, settings.commit_interval, settings.commit_interval_wanted, settings.reserve_ahead)
+        if self._discarded:
+            soon = max(0.0, settings.discard_interval - since)
+            due = soon if due is None else min(due, soon)
         if due is None and holding.shard.index.reserved:
             # Nothing to commit yet; look again when running tasks may have proved longer than they seemed.
             return settings.reserve_ahead
@@ -177,7 +191,7 @@ class Tender:
         if release is not None and len(holding.todo):
             # In a hurry, what would take long to store is left to be computed again.
             kept = await context.executor.dump(holding.only_here(), KEEP_BYTES if context.stopping else None)
-        outgoing = Outgoing.of(holding.collect(), self._carried, context.settings, kept)
+        outgoing = Outgoing.of(holding.collect(), self._carried, context.settings, kept, holding.table.outputs)
         await self._put_beside(outgoing)
 
         def action(shard: Shard) -> Action:
@@ -186,7 +200,9 @@ class Tender:
                 return Release(outcomes=outcomes, reason=release, segments=names)
             # What finished since stays reserved until the next entry, or somebody might split it off.
             reserved = (self._should_reserve() | holding.finished_positions) & shard.index.pending
-            return Commit(outcomes=outcomes, reserved=reserved - outcomes.all, segments=names)
+            named = enumerate(shard.index.objects)
+            discarded = tuple(place for place, name in named if place in self._discarded and is_segment(name))
+            return Commit(outcomes, reserved - outcomes.all, names, discarded)
 
         return await self._append(action, outgoing)
 
@@ -198,6 +214,9 @@ class Tender:
         if outgoing.segment:
             outgoing.segment_name = name
             objects[keys.segment(run, shard.id, name)] = outgoing.segment
+        if outgoing.lasting:
+            outgoing.lasting_name = name + keys.LASTING
+            objects[keys.segment(run, shard.id, outgoing.lasting_name)] = outgoing.lasting
         if outgoing.finished.outputs:
             outgoing.logs_name = name
             logs = Logs(worker=context.worker, tasks=tuple(outgoing.finished.outputs))
@@ -212,15 +231,26 @@ class Tender:
             after = await context.insist(partial(log.append, context.store, self.view.run, attempt))
             if after is not None:
                 self._last_entry = context.clock.monotonic()
+                self._delete_discarded(after)
                 self.view.learn(after)
                 self._carried = outgoing.inline
                 self.view.keep_inline(after.id, attempt.entry.number, memoryview(b"".join(outgoing.blobs)))
                 holding.committed(after)
                 self._tell()
+                if after.phase is not Phase.COMPLETE:  # else when it has let go of it
+                    context.discarder.stir(self.view, keys.root_number(after.id))
                 return True
             await context.insist(partial(self.view.poll, holding.shard.id, once=True))
             if not self._take_in_news():
                 return False
+
+    def _delete_discarded(self, after: Shard) -> None:
+        """Delete what the entry that has just landed says is not needed."""
+        said = {place for place in self._discarded if not is_segment(after.index.objects[place])}
+        if said:
+            self._discarded -= said
+            names = self.holding.shard.index.objects  # of the state before
+            self.context.discarder.delete(self.view.run, after.id, [names[place] for place in said])
 
     async def _look_at_own_log(self) -> bool:
         """While running tasks take long, look whether a copy was first; tell whether the shard is still held."""

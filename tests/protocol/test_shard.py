@@ -16,6 +16,7 @@ from burst_dask.protocol.records import (
     Backup,
     Claim,
     Commit,
+    Discard,
     Entry,
     Location,
     Outcomes,
@@ -57,7 +58,40 @@ EXAMPLES: list[Action] = [
     Takeover(lost=A, cause="test", reserved=EMPTY),
     Split(child=child_shard(ID, 1), tasks=Bitmap.of([3])),
     Backup(outcomes=done(0)),
+    Discard((0,)),
 ]
+
+
+def stored(count: int = 1) -> Shard:
+    """Return a shard all of whose results lie in one segment."""
+    outcomes = Outcomes(done=Bitmap.full(count), stored={p: Location(0, 10 * p, 10 * p + 9) for p in range(count)})
+    return held(count).apply(A, Commit(outcomes, EMPTY, ("00001-a",)))
+
+
+def test_what_may_be_discarded() -> None:
+    after = stored(2).apply(B, Discard((0,)))
+    assert after.index.objects == ("",) and after.index.outcomes.stored == {} and after.phase is Phase.COMPLETE
+    assert after.index.discarded == Bitmap.full(2) == after.index.outcomes.done and after.index.freed == 18
+    for state, places in ((after, (0,)), (stored(), (1,)), (stored(), (-1,)), (stored(), ()), (stored(), (0, 0))):
+        with pytest.raises(IllegalTransition, match="discards"):
+            state.apply(B, Discard(places))
+    inline = held(1).apply(A, Commit(Outcomes(done=Bitmap.of([0])), EMPTY, ("@1",)))
+    with pytest.raises(IllegalTransition, match="no segment"):
+        inline.apply(B, Discard((0,)))
+    failed = held(1).apply(A, Commit(Outcomes(failed=Bitmap.of([0]), stored={0: Location(0, 0, 9)}), EMPTY, ("a",)))
+    with pytest.raises(IllegalTransition, match="an error"):
+        failed.apply(B, Discard((0,)))
+
+
+def test_a_holder_discards_with_its_commit_what_was_named_before() -> None:
+    outcomes = Outcomes(done=Bitmap.of([0]), stored={0: Location(0, 0, 9)})
+    first = held(3).apply(A, Commit(outcomes, EMPTY, ("00001-a",)))
+    more = Outcomes(done=Bitmap.of([1]), stored={1: Location(1, 0, 9)})
+    after = first.apply(A, Commit(more, EMPTY, ("00002-b",), (0,)))
+    assert after.index.objects == ("", "00002-b") and after.index.outcomes.stored == {1: Location(1, 0, 9)}
+    assert after.index.discarded == Bitmap.of([0])
+    with pytest.raises(IllegalTransition, match="no entry before it has named"):
+        first.apply(A, Commit(more, EMPTY, ("00002-b",), (1,)))
 
 
 def test_a_backup_brings_results_only() -> None:
@@ -68,7 +102,7 @@ def test_a_backup_brings_results_only() -> None:
 @pytest.mark.parametrize("action", EXAMPLES, ids=lambda action: type(action).__name__)
 @pytest.mark.parametrize("phase", Phase)
 def test_what_the_table_does_not_list_is_refused(phase: Phase, action: Action) -> None:
-    state = {Phase.FREE: shard(), Phase.HELD: held(), Phase.COMPLETE: held(1).apply(A, commit(done(0)))}[phase]
+    state = {Phase.FREE: shard(), Phase.HELD: held(), Phase.COMPLETE: stored()}[phase]
     assert state.phase is phase
     writer = A if isinstance(action, Commit | Release) else B
     if type(action) in TRANSITIONS[phase]:

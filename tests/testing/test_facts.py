@@ -6,16 +6,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import pytest
 from breaking import ROOT, Case, done, made, pair
 from stage import Stage, Task
 
+from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.frames import seal
-from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.keys import RunId, WorkerId
 from burst_dask.protocol.records import (
     Claim,
     Commit,
+    Discard,
     Location,
     Outcomes,
     Takeover,
@@ -24,6 +27,7 @@ from burst_dask.protocol.shard import Shard
 from burst_dask.store import Meta, Store
 from burst_dask.testing.facts import garbage, gather
 from burst_dask.testing.invariants import check_run
+from burst_dask.testing.needed import leftover
 
 
 async def test_nothing_is_written(case: Case, healthy: tuple[RunId, dict[str, bytes]]) -> None:
@@ -131,6 +135,79 @@ async def test_what_is_new_while_the_run_is_read_is_not_wrong() -> None:
     case.store = Interrupted(case.store, keys.shard_log(case.run, keys.root_shard(1))[:-1], meanwhile)  # type: ignore[assignment]
     assert await case.rules() == set()
     assert len(await case.entries(ROOT)) == 2
+
+
+async def discardable() -> tuple[Case, Shard, str]:
+    """Return a complete run, its first shard, and the key of the segment there that nobody needs any more."""
+    case, first = await made(pair(), cuts=[1])
+    second = Shard.untouched(keys.root_shard(1), Bitmap.full(1))
+    blob = b"".join(seal([b"x"]))
+    key = keys.segment(case.run, ROOT, "00001-a")
+    await case.store.put(key, blob)
+    first = await case.append(first, "w", Claim(Bitmap.of([0])))
+    stored = Outcomes(done=Bitmap.of([0]), stored={0: Location(0, 0, len(blob))})
+    first = await case.append(first, "w", Commit(stored, EMPTY, ("00001-a",)))
+    second = await case.append(second, "w", Claim(Bitmap.of([0])))
+    await case.append(second, "w", Commit(done(0), EMPTY))
+    return case, first, key
+
+
+class Discarding:
+    """A store in which somebody discards a segment just before one of its calls."""
+
+    def __init__(self, store: Store, when: Callable[[str, str], bool], discard: Callable[[], Any]) -> None:
+        self._store, self._when, self._discard = store, when, discard
+        self._discarded = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def _meanwhile(self, verb: str, key: str) -> None:
+        if not self._discarded and self._when(verb, key):
+            self._discarded = True
+            await self._discard()
+
+    async def get_ranges(self, key: str, spans: Any) -> Any:
+        await self._meanwhile("get_ranges", key)
+        return await self._store.get_ranges(key, spans)
+
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
+        pages = [page async for page in self._store.list(prefix, after=after)]
+        if prefix.endswith("/log/") or "/segments/" not in pages[0][-1].key:
+            for page in pages:
+                yield page
+            return
+        metas = [meta for page in pages for meta in page]
+        yield [meta for meta in metas if "/segments/" not in meta.key]
+        await self._meanwhile("list", prefix)
+        yield [meta async for page in self._store.list(prefix, after=metas[-2].key) for meta in page]
+
+
+@pytest.mark.parametrize("when", ["get_ranges", "list"])
+async def test_what_is_discarded_while_the_run_is_read_is_not_lost(when: str) -> None:
+    case, first, key = await discardable()
+    whole = case.store
+
+    async def discard() -> None:
+        author = log.Author(WorkerId("d"), case.author.clock, case.author.entropy)
+        assert await log.append(whole, case.run, log.prepare(first, author, Discard((0,))))
+        await whole.delete([key])
+
+    case.store = Discarding(whole, lambda verb, name: verb == when, discard)  # type: ignore[assignment]
+    assert await case.rules() == set()
+    assert await whole.get(key) is None
+    case.store = whole
+    assert await case.rules() == set()
+
+
+async def test_what_nobody_needs_and_is_left_is_told_and_breaks_no_rule() -> None:
+    case, first, key = await discardable()
+    assert await case.rules() == set()
+    assert list(leftover(await gather(case.store, case.run))) == [key]
+    await case.append(first, "d", Discard((0,)))
+    facts = await gather(case.store, case.run)
+    assert list(leftover(facts)) == []
+    assert [line.partition(" (")[0] for line in garbage(facts)] == [key]  # its deleter died before it could
 
 
 async def test_whatever_is_missing_is_noticed(case: Case) -> None:

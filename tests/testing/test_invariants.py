@@ -20,6 +20,7 @@ from burst_dask.protocol.records import (
     Claim,
     Close,
     Commit,
+    Discard,
     Location,
     Outcomes,
     Place,
@@ -31,7 +32,7 @@ from burst_dask.protocol.records import (
     decode,
     encode,
 )
-from burst_dask.protocol.shard import merge
+from burst_dask.protocol.shard import Shard, merge
 from burst_dask.testing.facts import garbage, gather, own_failures
 from burst_dask.testing.invariants import assert_run_invariants, check_run
 
@@ -91,6 +92,38 @@ async def test_a_commit_by_another_than_the_holder(case: Case) -> None:
     await case.rewrite(ROOT, last.number, writer=WorkerId("stranger"))
     violation = await case.violation()
     assert violation.rule == "1" and "commit by stranger" in violation.what
+
+
+# ---------------------------------------------------------------------------- discarding
+
+
+@pytest.mark.parametrize(
+    ("outputs", "outcome", "reason"),
+    [
+        ([0], Outcomes(done=Bitmap.of([0])), "it was asked for"),
+        ([], None, "task 1 needs it: it has no outcome"),
+        ([], Outcomes(failed=Bitmap.of([0]), stored={0: Location(0, 0, 9)}), "it failed, and may be replayed"),
+    ],
+)
+async def test_a_discarded_result_that_is_needed(outputs: list[int], outcome: Outcomes | None, reason: str) -> None:
+    case, first = await made(pair(), cuts=[1], outputs=outputs)
+    await case.store.put(keys.segment(case.run, ROOT, "a"), b"".join(seal([b"x"])))
+    second = await case.append(Shard.untouched(keys.root_shard(1), Bitmap.full(1)), "w", Claim(Bitmap.of([0])))
+    first = await case.append(first, "w", Claim(Bitmap.of([0])))
+    size = len(b"".join(seal([b"x"])))
+    stored = Outcomes(done=Bitmap.of([0]), stored={0: Location(0, 0, size)})
+    first = await case.append(first, "w", Commit(stored, EMPTY, ("a",)))
+    if outcome is not None:
+        blob = b"".join(seal([b"e"]))
+        if outcome.stored:
+            outcome = msgspec.structs.replace(outcome, stored={0: Location(0, 0, len(blob))})
+        await case.append(second, "w", Commit(outcome, EMPTY, ("@1",)), [blob])
+    assert await case.rules(complete=False) == set()
+    await case.append(first, "d", Discard((0,)))
+    await case.store.delete([keys.segment(case.run, ROOT, "a")])
+    violation = await case.violation(complete=False)
+    assert violation.rule == "discarding" and "the result of task 0 was discarded" in violation.what
+    assert reason in violation.what
 
 
 # ---------------------------------------------------------------------------- rule 2

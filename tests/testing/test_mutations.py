@@ -10,12 +10,15 @@ import msgspec
 import pytest
 
 from burst_dask import submission
-from burst_dask.journal import log
+from burst_dask.journal import log, needs
+from burst_dask.journal.needs import FOR_EVER, Needs, Shape
 from burst_dask.protocol import keys, policy, shard
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.records import AddRun, encode
 from burst_dask.store.retrying import Retrying
 from burst_dask.testing.world import play
+from burst_dask.worker import discarding
+from burst_dask.worker.discarding import Discarder
 from burst_dask.worker.finder import Finder
 from burst_dask.worker.holding import Holding
 from burst_dask.worker.moves import Moves
@@ -89,9 +92,10 @@ def commit_before_the_segment(patch: Patch) -> None:
 
     async def append(self: Tender, action: Any, outgoing: Outgoing) -> bool:
         held = await commit_append(self, action, outgoing)
-        if outgoing.segment:
-            key = keys.segment(self.view.run, self.holding.shard.id, outgoing.segment_name)
-            await self.context.insist(lambda: self.context.store.put(key, outgoing.segment))
+        for name, body in ((outgoing.segment_name, outgoing.segment), (outgoing.lasting_name, outgoing.lasting)):
+            if body:
+                key = keys.segment(self.view.run, self.holding.shard.id, name)
+                await self.context.insist(lambda key=key, body=body: self.context.store.put(key, body))
         return held
 
     patch.setattr(Tender, "_append", append)
@@ -290,6 +294,91 @@ def keep_wanted_results_in_memory(patch: Patch) -> None:
 def forget_what_died_with_its_holder(patch: Patch) -> None:
     """Results that were only in a dead worker's memory are not computed again."""
     patch.setattr(Holding, "_lost", lambda self, position: False)
+
+
+# ---------------------------------------------------------------------------- discarding
+
+
+@mutation
+def discard_before_the_consumers_have_committed(patch: Patch) -> None:
+    """A result counts as needless while a task that depends on it is pending."""
+    why = Needs.why
+
+    def hasty(self: Needs, tasks: Any) -> Any:
+        found = why(self, tasks)
+        return None if found is not None and found.pending is not None else found
+
+    patch.setattr(Needs, "why", hasty)
+
+
+@mutation
+def discard_what_would_be_computed_again_from(patch: Patch) -> None:
+    """Inputs of a result that is only in memory count as needless: its task is done."""
+    users_in = Needs._users_in
+
+    def forgetful(self: Needs, number: int, task: int) -> Any:
+        return (found for found in users_in(self, number, task) if not isinstance(found, int))
+
+    patch.setattr(Needs, "_users_in", forgetful)
+
+
+@mutation
+def discard_inputs_of_failed_tasks(patch: Patch) -> None:
+    """A task that failed cannot be replayed."""
+    users_in = Needs._users_in
+
+    def forgetful(self: Needs, number: int, task: int) -> Any:
+        return (found for found in users_in(self, number, task) if found is not FOR_EVER)
+
+    patch.setattr(Needs, "_users_in", forgetful)
+
+
+@mutation
+def discard_what_was_asked_for(patch: Patch) -> None:
+    """The client, and runs that come later, are forgotten: only tasks of the same run count."""
+    of = Shape.of.__func__  # type: ignore[attr-defined]
+    patch.setattr(Shape, "of", classmethod(lambda kind, record: of(kind, record)._replace(outputs=EMPTY)))
+    patch.setattr(keys, "LASTING", "")
+    patch.setattr(discarding, "may_be_discarded", shard.is_segment)
+    patch.setattr(needs, "may_be_discarded", shard.is_segment)
+
+
+@mutation
+def forget_consumers_in_other_shards(patch: Patch) -> None:
+    """A result counts as needless when its own shard needs it no more."""
+    of = Shape.of.__func__  # type: ignore[attr-defined]
+    patch.setattr(Shape, "of", classmethod(lambda kind, record: of(kind, record)._replace(elsewhere={})))
+
+
+@mutation
+def delete_without_saying_so(patch: Patch) -> None:
+    """Segments are deleted, and no entry says that they are gone."""
+
+    async def silently(self: Discarder, view: Any, id: Any, places: list[int]) -> None:
+        self.delete(view.run, id, [view.shard(id).index.objects[place] for place in places])
+
+    patch.setattr(Discarder, "_append", silently)
+
+
+@mutation
+def delete_before_saying_so(patch: Patch) -> None:
+    """Segments are deleted, and the next commit says so."""
+    discard = Tender.discard
+
+    def hasty(self: Tender, places: Any) -> None:
+        state = self.holding.shard
+        names = [state.index.objects[place] for place in places]
+        self.context.discarder.delete(self.view.run, state.id, names)
+        discard(self, places)
+
+    patch.setattr(Tender, "discard", hasty)
+
+
+@mutation
+def never_look_again(patch: Patch) -> None:
+    """What is needed at the first look is never deleted."""
+    patch.setattr(Discarder, "stir", lambda self, view, number, over=False: None)
+    patch.setattr(Discarder, "sweep", lambda self, view, workers: None)
 
 
 # ---------------------------------------------------------------------------- rule 10: killers

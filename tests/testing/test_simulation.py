@@ -58,7 +58,7 @@ def test_the_seeds_leave_out_nothing() -> None:
     """Every action of the shard log, every fault and fate, and clients that die at each of the requests that matter."""
     found = sum(map(happened, SEEDS), Counter())
     expected = {action.__struct_config__.tag for action in get_args(Action)}
-    expected |= {kind.value for kind in Kind} | {f"{fate.value} (network)" for fate in Fate} | {"printed"}
+    expected |= {kind.value for kind in Kind} | {f"{fate.value} (network)" for fate in Fate} | {"printed", "deleted"}
     expected |= {"cancelled", "cancelled by force"}
     for role, parts in {"submitter": SUBMITTING, "collector": COLLECTING}.items():
         expected |= {f"{role} died at {part}" for part in (*parts, "any")}

@@ -37,6 +37,7 @@ QUICK: dict[str, float] = {
     "commit_interval": 0.2,
     "commit_interval_wanted": 0.05,
     "retry_delay": 0.01,
+    "discard_interval": 0.05,
 }
 
 
