@@ -39,7 +39,7 @@ from burst_dask.testing.scenario import Cancellation, Death, Fault, Kind, Scenar
 #: Seconds after which a run that has not ended counts as stuck: hours beyond all work and all leases.
 PATIENCE = 3 * 3600.0
 #: Callbacks that no scenario needs: who is busy for longer goes round in circles.
-STEPS = 400_000
+STEPS = 150_000
 #: Seconds between looks of whoever keeps one worker alive once nothing goes wrong any more.
 LOOK_EVERY = 30.0
 
