@@ -20,22 +20,9 @@ from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import (
-    AddRun,
-    Beat,
-    Claim,
-    Close,
-    Commit,
-    Manifest,
-    Open,
-    Outcomes,
-    Place,
-    Plan,
-    Scale,
-    ShardInfo,
-    encode,
-)
+from burst_dask.protocol.records import Beat, Claim, Commit, Manifest, Outcomes, Place, Plan, ShardInfo, encode
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import AddRun, Close, Open, Scale
 from burst_dask.protocol.shard import Shard
 from burst_dask.store import Store, open_store, requests_of
 

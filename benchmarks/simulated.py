@@ -8,7 +8,7 @@ from burst_dask.clock import Entropy
 from burst_dask.journal import view as views
 from burst_dask.testing.bucket import Bucket
 
-#: RunTask: calls a second, and how many at once (ANCHORS, "Fargate").
+#: RunTask: calls a second, and how many at once (Fargate's documented limits).
 RATE, BURST = 20.0, 100
 BOOT = (30.0, 60.0)
 

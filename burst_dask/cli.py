@@ -28,6 +28,7 @@ INTERRUPTED = 130
 #: Where commands live. They are imported when they are called: a worker must start without what
 #: only the client needs.
 _COMMANDS = {
+    "adapt": "burst_dask.commands.acting:adapt",
     "cancel": "burst_dask.commands.acting:cancel",
     "cleanup": "burst_dask.commands.acting:cleanup",
     "collect": "burst_dask.commands.collecting:collect",

@@ -9,7 +9,7 @@ from burst_dask.link import Link
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import Afford, Close, Extend
+from burst_dask.protocol.session_records import Afford, Close, Extend
 from burst_dask.protocol.shard import object_key_name
 from burst_dask.shapes import numbers
 from burst_dask.store.base import listed

@@ -15,7 +15,7 @@ from burst_dask.aws.stack import DEFAULT_NAME, Stack, read_stack
 from burst_dask.config import Settings
 from burst_dask.errors import BurstError, ConfigError
 from burst_dask.fleet.base import Fleet
-from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan, settings_of
+from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan, price_of, settings_of
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.fleet.local import LocalFleet
 from burst_dask.link import Link
@@ -119,8 +119,24 @@ def _on_ecs(address: Address, workers: int | None, cpu: float | None, given: Giv
     cloud = given.cloud or EcsArguments()
     threads = settings.threads if settings.threads != Settings().threads else None
     plan = EcsPlan.made(cloud, cpu if cpu is not None else threads, settings.memory_limit, clients, stack)
-    checked = Settings.of(**(settings.to_dict() | settings_of(plan)))
+    priced = {} if settings.worker_price else {"worker_price": _price(clients, plan, settings)}
+    checked = Settings.of(**(settings.to_dict() | settings_of(plan) | priced))
     return Chosen(FleetChoice("ecs", msgspec.to_builtins(plan)), workers or ECS_WORKERS, checked)
+
+
+def _price(clients: Clients, plan: EcsPlan, settings: Settings) -> float:
+    """Return what a worker costs an hour; 0 when nobody says, which no limit of costs may go by."""
+    price = price_of(clients, plan)
+    if price is not None:
+        return price.hourly
+    for name in ("max_cost", "max_hourly_cost"):
+        if getattr(settings, name) is not None:
+            raise ConfigError(
+                f"{name}={getattr(settings, name):g}: what a worker costs is not known, since AWS does not tell the "
+                f"price of {plan.instance_type or 'an instance of any type'}: give worker_price=, in USD an hour. "
+                "Nothing was started"
+            )
+    return 0.0
 
 
 def _stack_by_default(address: Address) -> Stack | None:

@@ -17,7 +17,7 @@ from burst_dask.link import Link
 from burst_dask.protocol import policy
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import Cancel
+from burst_dask.protocol.session_records import Cancel
 from burst_dask.watching import Watch
 
 #: Seconds between looks into the session log, for what others have cancelled: at first, and at most.

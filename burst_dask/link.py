@@ -26,14 +26,9 @@ from burst_dask.journal.spending import Spending
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import (
-    Attach,
-    Ended,
-    Manifest,
-    SessionAction,
-    decode,
-)
+from burst_dask.protocol.records import Ended, Manifest, decode
 from burst_dask.protocol.session import CLOCKS_AGREE, SessionState
+from burst_dask.protocol.session_records import Attach, SessionAction
 from burst_dask.report import WorkersStatus
 from burst_dask.scaling.healer import Elastic, Healer
 from burst_dask.store import Store

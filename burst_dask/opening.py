@@ -11,8 +11,9 @@ from burst_dask.journal.view import in_parallel
 from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId
-from burst_dask.protocol.records import Manifest, Open, Scale, SessionEntry, decode, encode
+from burst_dask.protocol.records import Manifest, decode, encode
 from burst_dask.protocol.session import SessionState, fold
+from burst_dask.protocol.session_records import Open, Scale, SessionEntry
 from burst_dask.store import Store, probe
 from burst_dask.store.base import listed
 

@@ -20,8 +20,9 @@ from burst_dask.lists import SessionList, SessionRow
 from burst_dask.places import opened
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
-from burst_dask.protocol.records import Close, Manifest, SessionEntry, decode
+from burst_dask.protocol.records import Manifest, decode
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import Close, SessionEntry
 from burst_dask.statuses import session_status
 from burst_dask.store import Store
 

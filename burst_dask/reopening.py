@@ -14,7 +14,8 @@ from burst_dask.environment.versions import own_versions
 from burst_dask.finding import There, sessions_in
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
-from burst_dask.protocol.records import Environment, Manifest, Scale
+from burst_dask.protocol.records import Environment, Manifest
+from burst_dask.protocol.session_records import Scale
 from burst_dask.resuming import Earlier, ResumeWarning
 from burst_dask.store import Store
 

@@ -31,7 +31,8 @@ from burst_dask.journal.view import RunView
 from burst_dask.link import Link
 from burst_dask.lists import Story
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import Cancel, Plan
+from burst_dask.protocol.records import Plan
+from burst_dask.protocol.session_records import Cancel
 from burst_dask.report import RunStatus
 from burst_dask.shapes import numbers, unpack
 from burst_dask.statuses import run_status, survey_workers

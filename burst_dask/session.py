@@ -11,19 +11,14 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import dask
-from dask._expr import FinalizeCompute
-from dask.base import collections_to_expr, unpack_collections
-from dask.core import flatten
-from dask.utils import shorten_traceback
 
 from burst_dask import opening, sync, tasklogs
 from burst_dask.arguments import check_cost, check_count, check_name, check_resume, check_seconds, size, split
-from burst_dask.calling import Calling
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.ending import afford, close, delete, extend, incomplete
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
-from burst_dask.errors import CloudError, ConfigError, FleetError, StoreUnavailable
+from burst_dask.errors import CloudError, ConfigError, FleetError
 from burst_dask.finding import find, open_run
 from burst_dask.fleet.base import Logging, ProcessLog
 from burst_dask.fleets import can_start, choose, fleet_of
@@ -32,20 +27,20 @@ from burst_dask.link import Link
 from burst_dask.places import address_of, opened
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Adapt, Cancel, Manifest, Scale
+from burst_dask.protocol.records import Manifest
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import Adapt, Cancel, Scale
 from burst_dask.reopening import Found, go_on, reopen
 from burst_dask.report import SessionStatus
 from burst_dask.resuming import Earlier
 from burst_dask.run import Run
-from burst_dask.shapes import Repack
+from burst_dask.scheduling import Scheduling
 from burst_dask.statuses import session_status
 from burst_dask.store import Store, requests_of
-from burst_dask.submission import Asked, submit
 from burst_dask.tasklogs import TaskLog
 
 
-class Session(Calling):
+class Session(Scheduling):
     """A named place in a store, with its workers and its runs; Dask takes it as a scheduler.
 
     Parameters
@@ -252,97 +247,6 @@ class Session(Calling):
         """
         fleet = self._link.fleet or fleet_of(self._link)
         return fleet.process_logs(worker) if isinstance(fleet, Logging) else []
-
-    # ------------------------------------------------------------------ submitting
-
-    def compute(self, *collections: Any, traverse: bool = True, optimize_graph: bool = True, **keywords: Any) -> Run:
-        """Submit collections and return at once; the run's `result` is what `dask.compute` returns.
-
-        Parameters
-        ----------
-        *collections
-            As of `dask.compute`: collections, and lists, dicts and so on with collections in them.
-        traverse, optimize_graph
-            As of `dask.compute`.
-        **keywords
-            ``priority``, ``retries``, ``retry_on``, ``retry_delay``, ``task_timeout`` and ``resources``, as of `get`.
-
-        Examples
-        --------
-        >>> burst = Session("memory://compute-doctest", workers=1)
-        >>> burst.compute({"a": dask.delayed(1) + 1}).result()
-        ({'a': 2},)
-        >>> burst.cleanup(force=True)
-        """
-        asked = Asked.of(keywords)
-        found, repack = unpack_collections(*collections, traverse=traverse)
-        if not found:
-            raise ConfigError("there is nothing to compute: no argument is or holds a Dask collection")
-        with shorten_traceback():
-            expression = FinalizeCompute(collections_to_expr(found, optimize_graph)).optimize()
-            names = list(flatten(expression.__dask_keys__()))
-        return self._submit(expression, names, asked, repack)
-
-    def get(self, dsk: Any, keys: Any, **keywords: Any) -> Any:
-        """Compute `keys` of a graph and return what Dask's own schedulers return.
-
-        Ctrl-C detaches: it says how to come back to the run, which goes on.
-
-        Parameters
-        ----------
-        dsk
-            An expression, a `HighLevelGraph` or a dict.
-        keys
-            A key, or nested lists of keys.
-        **keywords
-            ``priority`` (int), ``retries`` (int), ``retry_on`` (classes of exceptions after which a task is tried
-            again, or their names; any by default), ``retry_delay`` (seconds before the second try; doubles with each,
-            up to a minute), ``task_timeout`` (seconds that a try of a task may take) and
-            ``resources`` (dict) for all tasks of the graph that are not annotated otherwise (the annotation of a
-            time limit is ``timeout``). ``num_workers``, ``pool`` and ``chunksize`` say how a
-            scheduler in this process runs tasks and are without effect. All others are refused.
-
-        Raises
-        ------
-        Exception
-            A task's own, with the traceback of the worker. The run is cancelled then.
-
-        Examples
-        --------
-        >>> burst = Session("memory://get-doctest", workers=1)
-        >>> burst.get({"x": 1, "y": (sum, ["x", 2])}, ["y", ["x"]])
-        (3, (1,))
-        >>> burst.cleanup(force=True)
-        """
-        run = self._submit(dsk, keys, Asked.of(keywords))
-        try:
-            return run.result()
-        except StoreUnavailable:
-            raise  # the run goes on without this client
-        except Exception:
-            run._abandon()
-            raise
-
-    __call__ = get
-
-    def _submit(self, graph: Any, names: Any, asked: Asked, repack: Repack | None = None) -> Run:
-        self.flush()  # futures may be part of the graph
-        run, outputs = submitted = submit(self._link, graph, names, asked, repack)
-        return Run(self._link, run, attached=not submitted.is_new, progress=self._progress, outputs=outputs)
-
-    # ------------------------------------------------------------------ the default scheduler
-
-    def __enter__(self) -> Session:
-        """Make this the default scheduler, and shuffles such as workers without a common disk can do."""
-        # Bags go by the dataframe's shuffle method as well.
-        setting = dask.config.set({"scheduler": self, "dataframe.shuffle.method": "tasks"})
-        self._entered.append(setting)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Restore the former defaults, and make what was submitted durable; the session and its workers go on."""
-        self._entered.pop().__exit__(None, None, None)
-        self.flush()
 
     # ------------------------------------------------------------------ workers and the end
 

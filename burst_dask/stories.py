@@ -13,15 +13,8 @@ from burst_dask.link import Link
 from burst_dask.lists import Story, StoryLine
 from burst_dask.protocol import session, shard
 from burst_dask.protocol.keys import ShardId
-from burst_dask.protocol.records import (
-    AddRun,
-    Attach,
-    Cancel,
-    Entry,
-    Outcomes,
-    SessionEntry,
-    Split,
-)
+from burst_dask.protocol.records import Entry, Outcomes, Split
+from burst_dask.protocol.session_records import AddRun, Attach, Cancel, SessionEntry
 
 
 async def tell_run(link: Link, view: RunView) -> Story:

@@ -21,7 +21,8 @@ from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import AddRun, Cancel, Names, Plan, encode
+from burst_dask.protocol.records import Names, Plan, encode
+from burst_dask.protocol.session_records import AddRun, Cancel
 from burst_dask.shapes import Repack, dump
 
 #: Plans of before name it by this module.

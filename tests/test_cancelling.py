@@ -17,7 +17,7 @@ from burst_dask.clock import Entropy
 from burst_dask.errors import RunCancelled
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.protocol.bitmap import Bitmap
-from burst_dask.protocol.records import Cancel
+from burst_dask.protocol.session_records import Cancel
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from burst_dask import Session, attach, cli, sync
 from burst_dask.commands import watching
 from burst_dask.errors import StoreUnavailable
 from burst_dask.fleet.inprocess import InProcessFleet
-from burst_dask.protocol.records import Close
+from burst_dask.protocol.session_records import Close
 from burst_dask.report import RunStatus, SessionStatus, WorkersStatus
 
 

@@ -20,7 +20,8 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, WorkerId
-from burst_dask.protocol.records import Action, AddRun, Beat, Cancel, Claim, Commit, Location, Outcomes, encode
+from burst_dask.protocol.records import Action, Beat, Claim, Commit, Location, Outcomes, encode
+from burst_dask.protocol.session_records import AddRun, Cancel
 from burst_dask.protocol.shard import Shard
 from burst_dask.store import Store, open_store
 

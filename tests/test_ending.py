@@ -13,7 +13,7 @@ from burst_dask.errors import ConfigError, SessionEnded, StoreUnavailable
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.link import Link
 from burst_dask.protocol import keys
-from burst_dask.protocol.records import Close
+from burst_dask.protocol.session_records import Close
 from burst_dask.store import open_store, probe, requests_of
 from burst_dask.store.wrappers import Fault, Faulty
 

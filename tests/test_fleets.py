@@ -26,7 +26,8 @@ from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.fleet.local import LocalFleet
 from burst_dask.fleets import ECS_WORKERS, Chosen, choose, fleet_of
 from burst_dask.protocol import keys
-from burst_dask.protocol.records import FleetChoice, Manifest, Scale, decode, encode
+from burst_dask.protocol.records import FleetChoice, Manifest, decode, encode
+from burst_dask.protocol.session_records import Scale
 from burst_dask.store.address import Address
 from burst_dask.worker.memory_watch import processors
 

@@ -19,7 +19,7 @@ from burst_dask.errors import (
     ConfigError,
     WaitTimeout,
 )
-from burst_dask.protocol.records import Cancel
+from burst_dask.protocol.session_records import Cancel
 
 QUICK = {"wait_poll_min": 0.005}
 

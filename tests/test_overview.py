@@ -16,8 +16,9 @@ from burst_dask.errors import ConfigError, UnknownId
 from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
-from burst_dask.protocol.records import Close, Extend, Manifest, Open, SessionAction, decode, encode
+from burst_dask.protocol.records import Manifest, decode, encode
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import Close, Extend, Open, SessionAction
 from burst_dask.store import Store, open_store, requests_of
 from burst_dask.worker.process import own_versions
 

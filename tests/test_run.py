@@ -30,7 +30,8 @@ from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId
-from burst_dask.protocol.records import Beat, Ended, Manifest, Scale, decode, encode
+from burst_dask.protocol.records import Beat, Ended, Manifest, decode, encode
+from burst_dask.protocol.session_records import Scale
 from burst_dask.store import open_store
 from burst_dask.submission import Asked
 

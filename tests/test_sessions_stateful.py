@@ -18,8 +18,8 @@ from session_machine import ProcessMachine, SessionMachine
 
 from burst_dask import Session, cancelling, collecting, ending, link
 from burst_dask.following import Follower
-from burst_dask.protocol.records import Extend
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import Extend
 from burst_dask.run import Run
 
 COMMON = settings(

@@ -17,7 +17,8 @@ from burst_dask.journal.view import RunView, Totals
 from burst_dask.link import Link, WorkersSeen
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId
-from burst_dask.protocol.records import Beat, Cancel, Claim, Close, Ended, encode
+from burst_dask.protocol.records import Beat, Claim, Ended, encode
+from burst_dask.protocol.session_records import Cancel, Close
 from burst_dask.protocol.shard import Shard
 from burst_dask.report import WorkersStatus
 from burst_dask.statuses import OVERHEAD, Workers, survey_workers

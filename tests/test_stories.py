@@ -13,7 +13,8 @@ from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import ShardId, WorkerId
-from burst_dask.protocol.records import Action, Cancel, Claim, Commit, Outcomes, Release, Split, Takeover
+from burst_dask.protocol.records import Action, Claim, Commit, Outcomes, Release, Split, Takeover
+from burst_dask.protocol.session_records import Cancel
 from burst_dask.protocol.shard import Shard
 from burst_dask.run import Run
 from burst_dask.submission import Asked

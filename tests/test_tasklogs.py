@@ -10,7 +10,7 @@ import pytest
 
 from burst_dask import Session, sync
 from burst_dask.errors import UnknownId
-from burst_dask.protocol.records import Close
+from burst_dask.protocol.session_records import Close
 from burst_dask.submission import Asked
 from burst_dask.tasklogs import Follower, LogRecord, TaskLog
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from burst_dask.aws.explain import explained
@@ -69,6 +69,10 @@ class Clients:
             if service not in self._made:
                 self._made[service] = self._make(service)
             return self._made[service]
+
+    def in_region(self, region: str) -> Clients:
+        """Return clients of the same account elsewhere: some services answer for all regions in one."""
+        return self if region == self.region else replace(self, region=region, _made={}, _lock=threading.RLock())
 
     def _make(self, service: str) -> Any:
         from botocore.config import Config  # noqa: PLC0415  of boto3, which is optional

@@ -25,19 +25,38 @@ def cancel(identifier: str, store: str | None, force: bool, as_json: bool) -> No
 
 @click.command()
 @options.identifier
-@click.argument("duration", default="1h")
+@click.argument("duration", required=False)
 @options.store
+@click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), help="USD that it may cost in all.")
 @options.as_json
-def extend(identifier: str, duration: str, store: str | None, as_json: bool) -> None:
-    """Let a session last DURATION from now at least, such as 90m, 2h, 3d or 7200 (seconds)."""
+def extend(identifier: str, duration: str | None, store: str | None, max_cost: float | None, as_json: bool) -> None:
+    """Let a session last DURATION from now at least, such as 90m, 2h, 3d or 7200 (seconds), or cost more.
+
+    An hour if neither is given.
+    """
     try:
-        seconds = float(parse_timedelta(duration))
+        seconds = None if duration is None else float(parse_timedelta(duration))
     except (ValueError, KeyError):
         raise ConfigError(f"{duration!r} is not a duration; write it as 90m, 2h, 3d or 7200 (seconds)") from None
-    until = options.session_of(identifier, store, "a session is extended as a whole: burst extend").extend(seconds)
-    data = {"id": identifier, "deadline": until and until.timestamp()}
+    session = options.session_of(identifier, store, "a session is extended as a whole: burst extend")
+    until = session.extend(seconds, max_cost=max_cost)
+    data = {"id": identifier, "deadline": until and until.timestamp(), "max_cost": max_cost}
     said = "has no limit" if until is None else f"lasts until {until.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    said += "" if max_cost is None else f", and may cost {max_cost:g} USD"
     options.show(data, f"{identifier} {said}", as_json)
+
+
+@click.command()
+@options.identifier
+@click.argument("minimum", type=click.IntRange(min=0))
+@click.argument("maximum", type=click.IntRange(min=1))
+@options.store
+@options.as_json
+def adapt(identifier: str, minimum: int, maximum: int, store: str | None, as_json: bool) -> None:
+    """Have MINIMUM to MAXIMUM workers of a session, as many as the work is worth."""
+    options.session_of(identifier, store, "workers work for a session: burst adapt").adapt(minimum, maximum)
+    data = {"id": identifier, "minimum": minimum, "maximum": maximum}
+    options.show(data, f"{identifier} has {minimum} to {maximum} workers", as_json)
 
 
 @click.command()

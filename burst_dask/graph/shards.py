@@ -24,7 +24,7 @@ from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Place, Plan, ShardInfo, ShardRecord
 
-#: Bytes at which a pack is full: 8 to 16 MiB make the best requests (ANCHORS, "Numbers to plan with").
+#: Bytes at which a pack is full: 8 to 16 MiB make the best requests.
 PACK_BYTES = 8 << 20
 #: Objects of this size lie beside the records; smaller ones only when shards have them in common.
 BESIDE_FROM = 1 << 20

@@ -13,16 +13,9 @@ from burst_dask.clock import Clock, Entropy
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import (
-    Action,
-    Entry,
-    SessionAction,
-    SessionEntry,
-    decode,
-    decode_with_end,
-    encode,
-)
+from burst_dask.protocol.records import Action, Entry, decode, decode_with_end, encode
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import SessionAction, SessionEntry
 from burst_dask.protocol.shard import Shard
 from burst_dask.store.base import Store, first_page
 

@@ -14,7 +14,7 @@ from burst_dask.protocol.shard import SUSPECT_IN_COMPANY
 
 #: Tasks that died in company once are tried this many together; log4 steps isolate one of 1,024.
 SUSPECTS_TOGETHER = 8
-#: Bytes a second that one connection to S3 carries (ANCHORS: 85 to 90 MB/s).
+#: Bytes a second that one connection to S3 carries (AWS: 85 to 90 MB/s).
 STORE_SPEED = 85e6
 #: Seconds that storing costs however small the result is: about one PUT.
 STORE_LATENCY = 0.04

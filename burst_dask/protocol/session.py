@@ -10,7 +10,7 @@ import msgspec
 from burst_dask.errors import IllegalTransition
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import (
+from burst_dask.protocol.session_records import (
     Adapt,
     AddRun,
     Afford,

@@ -16,8 +16,8 @@ from burst_dask.journal.log import Author
 from burst_dask.journal.spending import Spending
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol.keys import RunId, SessionId
-from burst_dask.protocol.records import Halt, Start
 from burst_dask.protocol.session import CLOCKS_AGREE, SessionState
+from burst_dask.protocol.session_records import Halt, Start
 from burst_dask.scaling import sizing
 from burst_dask.scaling.sizing import Budget, Demand, Goal
 from burst_dask.store.base import Store

@@ -29,7 +29,7 @@ T = TypeVar("T")
 EPOCH = 1_800_000_000.0
 #: Objects on a page of a listing, as of S3.
 PAGE = 1000
-#: Requests a second that one prefix takes (S3's documented limits, ANCHORS).
+#: Requests a second that one prefix takes (S3's documented limits).
 PUT_RATE, GET_RATE = 3500.0, 5500.0
 WRITES = frozenset({"put", "create", "delete"})
 #: The part of a request's latency that passes before it takes effect.
@@ -55,7 +55,7 @@ class Latency(NamedTuple):
         return self.median * math.exp(math.log(self.p95 / self.median) / 1.645 * entropy.normal())
 
 
-#: Small objects on S3 Standard: GET p50 27 ms, p95 75 ms; PUT p50 40 ms and as wide (ANCHORS).
+#: Small objects on S3 Standard: GET p50 27 ms, p95 75 ms; PUT p50 40 ms and as wide.
 READ = Latency(0.027, 0.075)
 WRITE = Latency(0.040, 0.111)
 

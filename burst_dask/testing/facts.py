@@ -20,16 +20,9 @@ from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, ShardId
-from burst_dask.protocol.records import (
-    Entry,
-    Manifest,
-    Outcomes,
-    Plan,
-    SessionEntry,
-    ShardIndex,
-    ShardRecord,
-)
+from burst_dask.protocol.records import Entry, Manifest, Outcomes, Plan, ShardIndex, ShardRecord
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import SessionEntry
 from burst_dask.protocol.shard import describe, is_segment
 from burst_dask.shapes import numbers
 from burst_dask.store.base import Store

@@ -10,14 +10,14 @@ from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.errors import FleetError, StoreError
 from burst_dask.protocol.keys import SessionId
-from burst_dask.protocol.records import SessionAction
+from burst_dask.protocol.session_records import SessionAction
 from burst_dask.scaling.healer import TOGETHER_EVERY, Healer, heal_quietly
 from burst_dask.testing.bucket import Bucket, Network
 from burst_dask.testing.loop import VirtualLoop
 from burst_dask.testing.machines import Client, Job, SimulatedClock, Worker
 from burst_dask.testing.work import Graph, Work
 
-#: Seconds from RunTask until a container works (ANCHORS, "Fargate").
+#: Seconds from RunTask until a container works (Fargate).
 BOOT = (30.0, 60.0)
 #: Seconds for which a listing of containers may not show a new one.
 LISTED_AFTER = 5.0

@@ -26,7 +26,8 @@ from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import AddRun, Cancel, Ended, encode
+from burst_dask.protocol.records import Ended, encode
+from burst_dask.protocol.session_records import AddRun, Cancel
 from burst_dask.testing.bucket import Bucket, Connection, Network
 from burst_dask.testing.facts import gather
 from burst_dask.testing.invariants import violations_of

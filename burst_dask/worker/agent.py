@@ -24,8 +24,9 @@ from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.keys import RunId, ShardId
-from burst_dask.protocol.records import AddRun, Attach, Beat, Ended, Held, Open, encode
+from burst_dask.protocol.records import Beat, Ended, Held, encode
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import AddRun, Attach, Open
 from burst_dask.scaling.healer import Healer, heal_quietly
 from burst_dask.store import requests_of
 from burst_dask.worker.backup import BackupTender, stand_in

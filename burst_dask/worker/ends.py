@@ -5,7 +5,8 @@ from __future__ import annotations
 from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
-from burst_dask.protocol.records import AddRun, Attach, Close, Ended, Extend, Scale, decode, encode
+from burst_dask.protocol.records import Ended, decode, encode
+from burst_dask.protocol.session_records import AddRun, Attach, Close, Extend, Scale
 from burst_dask.store import open_store
 from burst_dask.store.base import Store
 

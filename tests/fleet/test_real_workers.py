@@ -13,8 +13,9 @@ from burst_dask.fleet.local import LocalFleet
 from burst_dask.journal.log import Author, append_session
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId, WorkerId
-from burst_dask.protocol.records import Ended, Manifest, Open, decode, encode
+from burst_dask.protocol.records import Ended, Manifest, decode, encode
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import Open
 from burst_dask.store import open_store
 from burst_dask.worker.process import own_versions
 

@@ -13,8 +13,9 @@ from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, ShardId, WorkerId
-from burst_dask.protocol.records import AddRun, Claim, Open
+from burst_dask.protocol.records import Claim
 from burst_dask.protocol.session import SessionState, fold
+from burst_dask.protocol.session_records import AddRun, Open
 from burst_dask.protocol.shard import Shard
 from burst_dask.store import Store, open_store
 

@@ -17,18 +17,7 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, WorkerId
-from burst_dask.protocol.records import (
-    Action,
-    Claim,
-    Commit,
-    Location,
-    Outcomes,
-    Place,
-    Plan,
-    ShardInfo,
-    Split,
-    encode,
-)
+from burst_dask.protocol.records import Action, Claim, Commit, Location, Outcomes, Place, Plan, ShardInfo, Split, encode
 from burst_dask.protocol.shard import Phase, Shard
 from burst_dask.store import Meta, Store, open_store, requests_of
 

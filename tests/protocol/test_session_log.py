@@ -7,7 +7,9 @@ import pytest
 from burst_dask.errors import IllegalTransition
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId
-from burst_dask.protocol.records import (
+from burst_dask.protocol.records import decode, encode
+from burst_dask.protocol.session import SessionState, describe, fold
+from burst_dask.protocol.session_records import (
     AddRun,
     Attach,
     Cancel,
@@ -17,10 +19,7 @@ from burst_dask.protocol.records import (
     Scale,
     SessionAction,
     SessionEntry,
-    decode,
-    encode,
 )
-from burst_dask.protocol.session import SessionState, describe, fold
 
 R1, R2 = RunId("s.r1"), RunId("s.r2")
 

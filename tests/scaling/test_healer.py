@@ -11,7 +11,7 @@ import pytest
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.journal import log
-from burst_dask.protocol.records import Adapt, Scale
+from burst_dask.protocol.session_records import Adapt, Scale
 from burst_dask.scaling import healer, sizing
 from burst_dask.testing.fleet import BOOT, Recovery, SimulatedFleet
 

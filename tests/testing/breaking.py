@@ -15,15 +15,7 @@ from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, ShardId, WorkerId
-from burst_dask.protocol.records import (
-    Action,
-    Commit,
-    Ended,
-    Entry,
-    Outcomes,
-    decode_with_end,
-    encode,
-)
+from burst_dask.protocol.records import Action, Commit, Ended, Entry, Outcomes, decode_with_end, encode
 from burst_dask.protocol.shard import Shard
 from burst_dask.store import Store, open_store
 from burst_dask.testing.invariants import Violation, check_run

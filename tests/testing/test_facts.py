@@ -15,14 +15,7 @@ from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, WorkerId
-from burst_dask.protocol.records import (
-    Claim,
-    Commit,
-    Discard,
-    Location,
-    Outcomes,
-    Takeover,
-)
+from burst_dask.protocol.records import Claim, Commit, Discard, Location, Outcomes, Takeover
 from burst_dask.protocol.shard import Shard
 from burst_dask.store import Meta, Store
 from burst_dask.testing.facts import garbage, gather

@@ -15,23 +15,20 @@ from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, ShardId, WorkerId
 from burst_dask.protocol.records import (
-    AddRun,
-    Cancel,
     Claim,
-    Close,
     Commit,
     Discard,
     Location,
     Outcomes,
     Place,
     Plan,
-    SessionEntry,
     ShardRecord,
     Split,
     Takeover,
     decode,
     encode,
 )
+from burst_dask.protocol.session_records import AddRun, Cancel, Close, SessionEntry
 from burst_dask.protocol.shard import Shard, merge
 from burst_dask.testing.facts import garbage, gather, own_failures
 from burst_dask.testing.invariants import assert_run_invariants, check_run

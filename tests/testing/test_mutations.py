@@ -14,7 +14,8 @@ from burst_dask.journal import log, needs
 from burst_dask.journal.needs import FOR_EVER, Needs, Shape
 from burst_dask.protocol import keys, policy, shard
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
-from burst_dask.protocol.records import AddRun, encode
+from burst_dask.protocol.records import encode
+from burst_dask.protocol.session_records import AddRun
 from burst_dask.store.retrying import Retrying
 from burst_dask.testing.world import play
 from burst_dask.worker import discarding

@@ -15,8 +15,9 @@ from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import AddRun, Beat, Entry, Manifest, Open, Place, Plan, ShardInfo, ShardRecord, encode
+from burst_dask.protocol.records import Beat, Entry, Manifest, Place, Plan, ShardInfo, ShardRecord, encode
 from burst_dask.protocol.session import SessionState
+from burst_dask.protocol.session_records import AddRun, Open
 from burst_dask.store import Store, open_store
 from burst_dask.testing.facts import gather
 from burst_dask.testing.invariants import violations_of

@@ -15,7 +15,8 @@ from burst_dask.errors import TaskCancelled, TaskTimeout, VersionMismatch
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import WorkerId
-from burst_dask.protocol.records import Cancel, Claim, Close, Commit, Ended, Extend, Release, Split, Takeover, decode
+from burst_dask.protocol.records import Claim, Commit, Ended, Release, Split, Takeover, decode
+from burst_dask.protocol.session_records import Cancel, Close, Extend
 from burst_dask.protocol.shard import Phase
 from burst_dask.serialize import load_failure
 from burst_dask.worker.agent import STUCK

@@ -6,7 +6,7 @@ import pytest
 from stage import Stage
 
 from burst_dask.protocol import keys
-from burst_dask.protocol.records import Attach, Extend, Scale
+from burst_dask.protocol.session_records import Attach, Extend, Scale
 from burst_dask.store import requests_of
 from burst_dask.worker import deadline
 from burst_dask.worker.context import Context

@@ -7,7 +7,8 @@ from stage import Stage
 
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, WorkerId
-from burst_dask.protocol.records import AddRun, Attach, Cancel, Close, Ended, Extend, Scale, SessionAction, decode
+from burst_dask.protocol.records import Ended, decode
+from burst_dask.protocol.session_records import AddRun, Attach, Cancel, Close, Extend, Scale, SessionAction
 from burst_dask.worker.agent import Agent
 from burst_dask.worker.ends import Ends
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from burst_dask.aws import capacity
+from burst_dask.aws import capacity, prices
 from burst_dask.aws.capacity import UNITS, InstanceType, Size
 from burst_dask.aws.clients import Clients
+from burst_dask.aws.prices import Price
 from burst_dask.aws.stack import ARCHITECTURES, Stack
 from burst_dask.errors import ConfigError
 from burst_dask.fleet.ecs import instances
@@ -292,3 +293,13 @@ def _check_tags(tags: object) -> None:
 def settings_of(plan: EcsPlan) -> dict[str, Any]:
     """Return the settings of a session that follow from its plan."""
     return {"threads": plan.threads, "memory_limit": plan.worker_memory}
+
+
+def price_of(clients: Clients, plan: EcsPlan) -> Price | None:
+    """Return what a worker costs an hour; None when that is not known."""
+    if plan.launch_type == FARGATE:
+        return prices.of_fargate(clients, plan.size, plan.arch)
+    if not plan.instance_type or not plan.per_instance:
+        return None  # the stack starts whatever is cheapest
+    whole = prices.of_instance(clients, plan.instance_type, plan.spot is True)
+    return None if whole is None else whole._replace(hourly=whole.hourly / plan.per_instance)
