@@ -10,15 +10,19 @@ from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import decode, encode
 from burst_dask.protocol.session import SessionState, describe, fold
 from burst_dask.protocol.session_records import (
+    Adapt,
     AddRun,
+    Afford,
     Attach,
     Cancel,
     Close,
     Extend,
+    Halt,
     Open,
     Scale,
     SessionAction,
     SessionEntry,
+    Start,
 )
 
 R1, R2 = RunId("s.r1"), RunId("s.r2")
@@ -127,3 +131,39 @@ def test_single_tasks_are_cancelled() -> None:
     entry = SessionEntry(number=3, writer="c", nonce="n", wrote=0.0, action=Cancel(R1, tasks=some))
     assert describe(entry) == "2 tasks of run s.r1 were cancelled"
     assert decode(SessionEntry, "it", encode(entry)) == entry
+
+
+def test_a_fleet_has_a_size_or_a_range() -> None:
+    assert log(Open()).workers is None
+    state = log(Open(), Scale(3))
+    assert (state.minimum, state.workers) == (3, 3)
+    state = log(Open(), Scale(3), Adapt(1, 50))
+    assert (state.minimum, state.workers) == (1, 50)
+
+
+def test_starts_are_known_by_their_numbers_until_fewer_are_wanted() -> None:
+    state = log(Open(), Scale(5), Start(3), Attach("c"), Start(2))
+    assert state.starts == {2: (3, 0.0), 4: (2, 0.0)}
+    assert log(Open(), Scale(5), Start(3), Scale(8)).starts == {2: (3, 0.0)}
+    assert log(Open(), Scale(5), Start(3), Scale(2)).starts == {}
+    assert log(Open(), Scale(5), Start(3), Adapt(0, 4)).starts == {}
+
+
+def test_a_session_whose_money_is_spent_goes_on_when_there_is_more() -> None:
+    assert log(Open()).halted is None
+    assert log(Open(), Halt(4.9, 5.0)).halted == 4.9
+    state = log(Open(), Halt(4.9, 5.0), Afford(10.0))
+    assert (state.halted, state.max_cost) == (None, 10.0)
+    assert log(Open(), Afford(10.0), Halt(4.9, 5.0)).halted is None, "its writer did not know of more"
+    assert log(Open(), Afford(3.0), Halt(4.9, 5.0)).halted == 4.9
+    assert log(Open(), Afford(10.0), Halt(9.9, 10.0)).halted == 9.9
+
+
+def test_what_becomes_of_fleets_and_money_in_plain_words() -> None:
+    def told(action: SessionAction) -> str:
+        return describe(SessionEntry(number=1, writer="w1", nonce="n", wrote=0.0, action=action))
+
+    assert told(Start(3)) == "w1 was about to start 3 workers"
+    assert told(Adapt(1, 9)) == "1 to 9 workers were asked for, as the work is worth"
+    assert told(Afford(10.0)) == "the session may cost 10.00 USD"
+    assert told(Halt(4.9, 5.0)) == "4.90 of 5.00 USD were spent: the work stops"
