@@ -307,7 +307,9 @@ class Agent:
         load = self.context.load
         holdings = [t.holding for t in self.tenders.values() if not t.letting_go]
         if load.free and not any(holding.startable(load.free_resources()) for holding in holdings):
-            return 0.0
+            # What an entry is about to reserve is work, or the end of each long task would lead to another shard.
+            reserving = any(tender.reserves for tender in self.tenders.values() if not tender.letting_go)
+            return 2 * LOOK_AHEAD if reserving else 0.0
         remaining = sum(holding.remaining() for holding in holdings) + load.remaining()
         return remaining / max(1, load.threads)
 

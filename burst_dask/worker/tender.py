@@ -180,6 +180,14 @@ class Tender:
             return settings.reserve_ahead
         return due
 
+    @property
+    def reserves(self) -> bool:
+        """Whether an entry is on its way, or about to be, that lets more tasks start."""
+        index = self.holding.shard.index
+        if self.holding.sent is not None:
+            return bool(self.holding.sent - index.reserved)
+        return bool(self._should_reserve() - index.reserved)
+
     def _should_reserve(self) -> Bitmap:
         room = self.context.load.room_for(self.holding, self.context.settings.reserve_ahead)
         return self.holding.reserve(*room)
