@@ -109,9 +109,8 @@ def _shape_of(names: Any, numbers: Mapping[Any, int], repack: Repack | None) -> 
 
 def check_open(link: Link) -> None:
     """Raise `ConfigError` if the session takes no more work."""
-    if (
-        link.state.closed or link.state.halted is not None or link.may_be_over()
-    ):  # asked before each of thousands of calls
+    state = link.state  # asked before each of thousands of calls
+    if state.closed or state.halted is not None or link.may_be_over():
         sync.run(link.check_open())
 
 

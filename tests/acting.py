@@ -124,7 +124,8 @@ def children(pid: int) -> list[psutil.Process]:
 def kill_all(session: Session) -> None:
     """Kill the session's workers and their supervisors, as a machine's end would."""
     fleet = session._link.fleet
-    supervisors = [record.pid for record in records.read_all(fleet.directory).values()]
+    # A record without a pid is that of one which is being started, and 0 would be this process's own group.
+    supervisors = [record.pid for record in records.read_all(fleet.directory).values() if record.pid]
     agents = [agent.pid for agent in fleet.processes()]
     for pid in supervisors + agents:
         os.kill(pid, signal.SIGKILL)
