@@ -240,7 +240,7 @@ def test_nothing_moves_the_absolute_timeout(sessions):
     ):
         session.extend(seconds=3600)
     assert 400 < session.extend(seconds=500).timestamp() - time.time() < 600
-    for nonsense in (0, -3, "1h", None, True, float("nan")):
+    for nonsense in (0, -3, "1h", True, float("nan")):
         with pytest.raises(ConfigError, match="must be a number of seconds, more than 0"):
             session.extend(nonsense)
     unlimited = sessions(fleet=None)
