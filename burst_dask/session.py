@@ -275,7 +275,7 @@ class Session(Scheduling):
         Examples
         --------
         >>> from burst_dask import Session
-        >>> burst = Session("memory://", workers=1, progress=False)
+        >>> burst = Session("memory://adapt-doctest", workers=1, progress=False)
         >>> burst.adapt(maximum=2)
         >>> burst.submit(sum, [1, 2]).result()
         3

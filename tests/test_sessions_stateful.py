@@ -16,7 +16,7 @@ from hypothesis.errors import Flaky, HypothesisException
 from hypothesis.stateful import run_state_machine_as_test
 from session_machine import ProcessMachine, SessionMachine
 
-from burst_dask import Session, cancelling, collecting, ending, link
+from burst_dask import Session, cancelling, collecting, ending, opening
 from burst_dask.following import Follower
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.session_records import Extend
@@ -99,7 +99,7 @@ def a_cancelled_call_is_made(patch: Patch) -> None:
 @bug
 def attaching_misses_the_last_run(patch: Patch) -> None:
     """The newest run is not in the state that a new client begins with."""
-    find = link.attach
+    find = opening.attach
 
     async def forgetful(*args: Any) -> Any:
         found = await find(*args)
@@ -107,7 +107,7 @@ def attaching_misses_the_last_run(patch: Patch) -> None:
         found.state = msgspec.structs.replace(found.state, runs=runs)
         return found
 
-    patch.setattr(link, "attach", forgetful)
+    patch.setattr(opening, "attach", forgetful)
 
 
 @bug

@@ -76,7 +76,7 @@ def affordable(budget: Budget) -> int | None:
     --------
     >>> affordable(Budget(price=0.2, total=None, spent=3.0, hourly=1.0))
     5
-    >>> affordable(Budget(price=0.2, total=3.01, spent=3.0, hourly=None))
+    >>> affordable(Budget(price=0.2, total=3.012, spent=3.0, hourly=None))
     2
     """
     if budget.price <= 0:

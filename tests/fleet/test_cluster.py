@@ -21,11 +21,12 @@ from burst_dask.fleet.cluster import ClusterFleet, address_of_default, spread
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     place = str(tmp_path_factory.mktemp("cluster"))
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=place, memory_limit="1GiB"
-    ) as cluster:
+    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "1GiB", "local_directory": place}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # tasks are functions of this module
+        cluster = LocalCluster(dashboard_address=None, **options)
+    with cluster:
         yield cluster
 
 
