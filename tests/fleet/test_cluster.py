@@ -55,7 +55,7 @@ def test_a_cluster_lends_its_machines(cluster: LocalCluster, session: Session, f
     assert fleet.ensure(3) == 3 and fleet.ensure(3) == 0
     assert sorted(fleet._counts().values()) == [1, 2], "spread over the cluster"
     assert [future.result(timeout=60) for future in run] == list(range(0, 40, 2))
-    assert session.status().workers.alive == 3
+    until(lambda: session.status().workers.alive == 3)
     again = ClusterFleet(session.id, session.store, cluster.scheduler_address)
     assert "3 worker processes beside the workers of the cluster" in again.describe()
     again.stop()
