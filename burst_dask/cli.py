@@ -38,6 +38,7 @@ _COMMANDS = {
     "image": "burst_dask.commands.image:image_group",
     "extend": "burst_dask.commands.acting:extend",
     "ls": "burst_dask.commands.looking:ls",
+    "heal": "burst_dask.commands.acting:heal",
     "logs": "burst_dask.commands.logs:logs",
     "setup": "burst_dask.commands.aws:setup_group",
     "teardown": "burst_dask.commands.aws:teardown_group",

@@ -59,6 +59,7 @@ class Session(Scheduling):
         ``"local"`` starts the workers on this machine, whatever the store; they outlive this
         process. ``"ecs"`` starts them on Amazon ECS, in the stack of ``burst setup aws``. ``"auto"`` is that for
         a store on Amazon S3 where the stack stands, and says so, and local otherwise.
+        ``"distributed"`` starts them inside the cluster of this process's `distributed.Client`.
         None starts none: bring your own with ``burst worker --session ID --store URL``.
     endpoint_url
         Of an S3-compatible service. Other options of the store, such as ``region``, may be

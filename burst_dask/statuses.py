@@ -13,7 +13,7 @@ from burst_dask.journal.view import RunView, Totals, in_parallel
 from burst_dask.link import Link, WorkersSeen
 from burst_dask.protocol.keys import RunId
 from burst_dask.report import RunStatus, SessionStatus
-from burst_dask.store import cost_of, requests_of
+from burst_dask.store import cost_of, requests_of, storage_cost
 
 #: Seconds of a worker's time that each task costs besides its own, for what the rest of a run will take
 #: (benchmarks/overhead.py: 100,000 no-op tasks take two workers 8 s).
@@ -147,7 +147,10 @@ async def session_status(link: Link, own: bool = True) -> SessionStatus:
         view = await link.view(run)
         return None if view is None else await run_status(link, view, workers, condition, undone.get(run))
 
-    runs = await in_parallel(one, link.state.runs)
+    runs = [run for run in await in_parallel(one, link.state.runs) if run is not None]
+    # As if what is there had been there from the beginning: what was deleted since made up for what came late.
+    kept = max(0.0, link.wall() - link.manifest.created)
+    cost = workers.cost + storage_cost(sum(run.size for run in runs), kept)
     deadline = await link.deadline()
     return SessionStatus(
         id=link.session,
@@ -158,9 +161,9 @@ async def session_status(link: Link, own: bool = True) -> SessionStatus:
         created=link.manifest.created,
         time_left=None if deadline is None else max(0.0, deadline - link.wall()),
         workers=workers.seen.status,
-        runs=tuple(run for run in runs if run is not None),
+        runs=tuple(runs),
         settings=link.manifest.settings,
-        cost=workers.cost,
+        cost=cost,
         requests=workers.requests,
         notes=await notes(link, workers.seen),
     )

@@ -7,6 +7,8 @@ from dask.utils import parse_timedelta
 
 from burst_dask.commands import options
 from burst_dask.errors import ConfigError
+from burst_dask.healing import heal_all
+from burst_dask.places import opened
 from burst_dask.session import attach
 
 
@@ -79,3 +81,18 @@ def cleanup(identifier: str, store: str | None, force: bool, as_json: bool) -> N
     """Stop a session's workers and delete what it has stored, but for results."""
     options.session_of(identifier, store, "a session is cleaned up as a whole: burst cleanup").cleanup(force=force)
     options.show({"id": identifier, "force": force}, f"{identifier} is cleaned up", as_json)
+
+
+@click.command()
+@options.store
+@options.as_json
+def heal(store: str | None, as_json: bool) -> None:
+    """Start workers in all sessions of a store whose work waits with nobody there to do it; for a schedule.
+
+    Workers on ECS look after their fleets themselves, as long as one is alive. Exit code 1: some could not be started.
+    """
+    found = heal_all(opened(store, {}))
+    lines = [f"{one.session}: " + (one.why or f"{one.started} workers started") for one in found]
+    options.show([one._asdict() for one in found], "\n".join(lines) or "nobody is missed", as_json)
+    if any(one.why for one in found):
+        raise SystemExit(1)

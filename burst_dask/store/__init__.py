@@ -11,7 +11,7 @@ from burst_dask.store.base import Body, Meta, Span, Store
 from burst_dask.store.hedging import Hedging
 from burst_dask.store.probe import probe
 from burst_dask.store.retrying import Retrying
-from burst_dask.store.wrappers import Counting, Delayed, Fault, Faulty, cost_of, requests_of
+from burst_dask.store.wrappers import Counting, Delayed, Fault, Faulty, cost_of, requests_of, storage_cost
 
 __all__ = [
     "Body",
@@ -29,6 +29,7 @@ __all__ = [
     "open_store",
     "probe",
     "requests_of",
+    "storage_cost",
 ]
 
 

@@ -15,6 +15,9 @@ from burst_dask.store.requests import DELETE_BATCH, pages, plan
 VERBS = ("put", "create", "get", "list", "delete")
 #: USD a request: S3 Standard in us-east-1. A failed conditional write is billed like any other.
 PRICES = {"put": 5e-6, "create": 5e-6, "list": 5e-6, "get": 0.4e-6, "delete": 0.0}
+#: USD for a gigabyte a month: S3 Standard in us-east-1.
+STORAGE = 0.023
+_MONTH = 30 * 86_400
 #: Seconds a request: the median of S3 for small objects.
 LATENCIES = {"put": 0.040, "create": 0.040, "get": 0.027, "list": 0.040, "delete": 0.040}
 
@@ -92,6 +95,15 @@ def cost_of(requests: dict[str, int]) -> float:
     5.4
     """
     return sum(PRICES[verb] * count for verb, count in requests.items())
+
+
+def storage_cost(size: int, seconds: float) -> float:
+    """Return what it costs to keep `size` bytes for so long, in USD.
+
+    >>> storage_cost(10**12, 86_400)
+    0.7666666666666667
+    """
+    return size / 1e9 * STORAGE * seconds / _MONTH
 
 
 def counting_of(store: Store) -> Counting | None:
