@@ -28,6 +28,7 @@ OPTIONS = (
     "MoreBuckets",
     "MoreRead",
     "MoreWrite",
+    "MoreDelete",
     "KmsKey",
     "DataDays",
     "LogDays",
@@ -309,10 +310,12 @@ def _more_stores(partition: str, urls: tuple[str, ...]) -> dict[str, str]:
             raise ConfigError(f"{address.url} is not on S3: --store takes s3://bucket/prefix. {_UNCHANGED}")
     arns = [(address, f"arn:{partition}:s3:::{address.place}") for address in addresses]
     below = [f"{arn}/{address.path}/" if address.path else f"{arn}/" for address, arn in arns]
+    written = [f"{prefix}{star}s/*" for prefix in below for star in ("", "*/")]
     return {
         "MoreBuckets": ",".join(dict.fromkeys(arn for _, arn in arns)),
         "MoreRead": ",".join(f"{prefix}*" for prefix in below),
-        "MoreWrite": ",".join(f"{prefix}{star}s/*" for prefix in below for star in ("", "*/")),
+        "MoreWrite": ",".join(written),
+        "MoreDelete": ",".join(f"{arns}/runs/*/segments/*" for arns in written),
     }
 
 

@@ -200,6 +200,8 @@ def test_further_stores(account, burst):
     assert sent["MoreBuckets"] == "arn:aws:s3:::other"
     assert sent["MoreRead"] == "arn:aws:s3:::other/team/*"
     assert sent["MoreWrite"] == "arn:aws:s3:::other/team/s/*,arn:aws:s3:::other/team/*/s/*"
+    first, second = sent["MoreWrite"].split(",")
+    assert sent["MoreDelete"] == f"{first}/runs/*/segments/*,{second}/runs/*/segments/*"
     assert burst("setup", "aws", "--store", "gs://other/team").exit_code == 1
 
 

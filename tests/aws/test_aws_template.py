@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import subprocess
 import sysconfig
@@ -12,6 +13,8 @@ import yaml
 
 from burst_dask.aws.assets import asset
 from burst_dask.aws.stack import Stack
+from burst_dask.protocol import keys
+from burst_dask.protocol.keys import RunId, ShardId
 
 TEXT = asset("stack.yaml").read_text()
 
@@ -89,13 +92,28 @@ def test_old_data_and_aborted_uploads_go():
     assert data["If"][1]["ExpirationInDays"] == {"Ref": "DataDays"}
 
 
-def test_workers_write_below_their_store_only_and_delete_nothing():
+def test_workers_write_below_their_store_only():
     written = [one for one in statements("TaskRole") if "s3:PutObject" in listed(one["Action"])]
     below = {"Sub": "arn:${AWS::Partition}:s3:::${BucketName}/${Prefix}/s/*"}
     nested = {"Sub": "arn:${AWS::Partition}:s3:::${BucketName}/${Prefix}/*/s/*"}
     assert [one["Resource"] for one in written] == [[below, nested], {"Ref": "MoreWrite"}]
     actions = {action for one in statements("TaskRole") for action in listed(one["Action"])}
-    assert not {action for action in actions if "Delete" in action or "*" in action}
+    assert not {action for action in actions if "*" in action}
+
+
+def test_workers_delete_intermediate_results_and_never_what_was_asked_for():
+    deleting = [one for one in statements("TaskRole") if any("Delete" in action for action in listed(one["Action"]))]
+    assert {action for one in deleting for action in listed(one["Action"])} == {"s3:DeleteObject"}
+    allowed = [one["Resource"] for one in deleting if one["Effect"] == "Allow"]
+    segment = keys.segment(RunId("sess.run"), ShardId("00000"), "name")
+    ours, theirs = allowed
+    assert theirs == {"Ref": "MoreDelete"}
+    pattern = ours[0]["Sub"].partition("${Prefix}/")[2]
+    assert fnmatch.fnmatchcase(segment, pattern)
+    for other in (keys.entry(keys.shard_log(RunId("sess.run"), ShardId("00000")), 0), keys.plan(RunId("sess.run"))):
+        assert not fnmatch.fnmatchcase(other, pattern)
+    (denied,) = [one["Resource"]["Sub"] for one in deleting if one["Effect"] == "Deny"]
+    assert denied.endswith(f"*{keys.LASTING}")
 
 
 def test_an_object_that_is_not_there_is_404_for_workers():
