@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,7 @@ class ClusterFleet:
     ) -> None:
         self._session = session
         self._address = address
+        self._known: Client | None = None
         self._arguments: dict[str, Any] = {
             "session": session,
             "store_url": store_url,
@@ -129,9 +129,14 @@ class ClusterFleet:
 
     # ------------------------------------------------------------------ the cluster
 
-    @cached_property
+    @property
     def _client(self) -> Client:
-        """The client of this process if it is one of that cluster, else one of our own."""
+        """The client of this process if it is one of that cluster, else one of our own; another if it was closed."""
+        if self._known is None or self._known.status != "running":
+            self._known = self._connected()
+        return self._known
+
+    def _connected(self) -> Client:
         try:
             client = default_client()
             if client.scheduler.address == self._address:

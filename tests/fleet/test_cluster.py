@@ -13,7 +13,7 @@ import pytest
 from acting import QUICK, until
 from distributed import Client, LocalCluster
 
-from burst_dask import Session
+from burst_dask import Session, attach
 from burst_dask.errors import ConfigError, FleetError
 from burst_dask.fleet import cluster as cluster_fleet
 from burst_dask.fleet.cluster import ClusterFleet, address_of_default, spread
@@ -88,6 +88,24 @@ def test_without_a_cluster_that_is_said(session: Session, monkeypatch: pytest.Mo
 def test_the_default_client_names_the_cluster(cluster: LocalCluster) -> None:
     with Client(cluster):
         assert address_of_default() == cluster.scheduler_address
+
+
+def test_a_session_inside_a_cluster(cluster: LocalCluster, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is none: make one"):
+        Session(str(tmp_path / "store"), fleet="distributed")
+    with Client(cluster):
+        burst = Session(str(tmp_path / "store"), fleet="distributed", progress=False, **QUICK)
+    try:
+        until(lambda: burst.status().workers.alive == 2)  # as many as the cluster has, unless it is said
+        assert burst.submit(double, 21).result(timeout=60) == 42
+        again = attach(burst.id, store=burst.store)  # without a client of the cluster
+        again.scale(3)
+        until(lambda: burst.status().workers.alive == 3)
+        again.adapt(minimum=1, maximum=4)
+        assert [future.result(timeout=60) for future in again.map(double, range(50))] == list(range(0, 100, 2))
+    finally:
+        burst.cleanup(force=True)
+    assert ClusterFleet(burst.id, burst.store, cluster.scheduler_address).alive() == 0
 
 
 def test_spread_fills_up_where_the_fewest_are() -> None:
