@@ -15,7 +15,18 @@ from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Beat, Entry, Manifest, Place, Plan, ShardInfo, ShardRecord, encode
+from burst_dask.protocol.records import (
+    Beat,
+    Ended,
+    Entry,
+    Manifest,
+    Place,
+    Plan,
+    ShardInfo,
+    ShardRecord,
+    decode,
+    encode,
+)
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.session_records import AddRun, Open
 from burst_dask.store import Store, open_store
@@ -205,3 +216,16 @@ class Stage:
         assert [str(violation) for violation in violations_of(facts)] == []
         await view.survey()
         return {shard: list(entries.values()) for shard, entries in facts.logs.items()}
+
+
+def constant(value: int) -> Task:
+    """Return a task that gives a value."""
+    return (lambda: value), []
+
+
+async def ended(stage: Stage, worker: str) -> Ended:
+    """Return how a worker has ended."""
+    key = keys.ended(stage.session, WorkerId(worker))
+    data = await stage.store.get(key)
+    assert data is not None
+    return decode(Ended, key, data)
