@@ -9,7 +9,6 @@ import logging
 from typing import Protocol, runtime_checkable
 
 from burst_dask.config import Settings
-from burst_dask.errors import BurstError
 from burst_dask.journal import log
 from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.log import Author
@@ -230,6 +229,6 @@ async def heal_quietly(healer: Healer, state: SessionState) -> SessionState:
     """Heal, if it can be done: a worker has better to do than to fail because others could not be started."""
     try:
         return await healer.heal(state)
-    except BurstError as error:
-        logger.warning("%s", error)
+    except Exception as error:  # whatever a service may answer
+        logger.warning("the fleet could not be looked after: %s", str(error) or repr(error))
         return state

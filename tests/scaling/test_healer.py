@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from stage import Stage
 
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
@@ -121,3 +122,15 @@ def test_workers_that_had_nothing_to_do_are_not_missed() -> None:
     fleet = world.run(patience=3000.0)
     assert world.done is not None
     assert len(fleet.containers) == 8, "nobody is started to wait again"
+
+
+async def test_a_worker_outlives_whatever_its_fleet_answers() -> None:
+    class Broken:
+        async def counted(self) -> dict[int, int]:
+            raise KeyError("tasks")
+
+    stage = await Stage().open()
+    await stage.append(Scale(3))
+    context = stage.context()
+    broken = healer.Healer(stage.store, stage.session, stage.settings, context.author, Broken())  # type: ignore[arg-type]
+    assert await healer.heal_quietly(broken, stage.state) == stage.state
