@@ -76,6 +76,7 @@ class Link:
     _dates: tuple[int, float, float] = (-1, 0.0, 0.0)
     #: by how much the store's clock is ahead of this machine's; None while it was not read
     _ahead: float | None = None
+    _healer: Healer | None = None
     #: of what was warned
     _warned: set[str] = field(default_factory=set)
 
@@ -84,11 +85,13 @@ class Link:
         """What sees to it that somebody works; one for all waits, however short each of them is."""
         return Guard(self)
 
-    @functools.cached_property
+    @property
     def healer(self) -> Healer:
-        """What sees to the fleet, and to what it costs."""
+        """What sees to the fleet, and to what it costs; another one when there is another fleet."""
         fleet = self.fleet if isinstance(self.fleet, Elastic) else None
-        return Healer(self.store, self.session, self.settings, self.author, fleet)
+        if self._healer is None or self._healer.fleet is not fleet:
+            self._healer = Healer(self.store, self.session, self.settings, self.author, fleet)
+        return self._healer
 
     @functools.cached_property
     def spending(self) -> Spending:
@@ -119,10 +122,7 @@ class Link:
 
     async def follow(self) -> None:
         """Read what is new in the session log."""
-        state = self.state
-        async for entry in log.read_session(self.store, self.session, state.next):
-            state = state.apply(entry)
-        self.learn(state)
+        self.learn(await log.follow(self.store, self.session, self.state))
 
     async def view(self, run: RunId) -> RunView | None:
         """Return the view of a run, which need not be up to date, or None when there is no such run."""

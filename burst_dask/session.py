@@ -299,7 +299,6 @@ class Session(Scheduling):
         sync.run(say())
         if link.fleet is None:
             link.fleet = fleet_of(link)
-            vars(link).pop("healer", None)  # it had none
         link.fleet.reduce(link.workers or 0)
         sync.run(link.start_workers(eager=True))
         link.guard.renew()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from typing import Any
 
 from burst_dask.clock import Entropy
@@ -35,9 +36,9 @@ class InProcessFleet:
         self._workers: list[_Thread] = []
         self._entropy = Entropy()
 
-    def start(self, count: int) -> None:
+    def start(self, count: int, number: int = -1) -> None:
         for _ in range(count):
-            worker = _Thread(self._store, self._session, self._entropy, self._threads)
+            worker = _Thread(self._store, self._session, self._entropy, self._threads, number)
             worker.start()
             self._workers.append(worker)
 
@@ -53,6 +54,19 @@ class InProcessFleet:
     def reduce(self, workers: int) -> None:
         if self.alive() > workers:
             self.stop()
+
+    async def counted(self) -> dict[int, int]:
+        self.alive()
+        return dict(Counter(worker.number for worker in self._workers if worker.counts))
+
+    async def begin(self, number: int, workers: int) -> None:
+        self.start(workers, number)
+
+    async def resting(self) -> int:
+        return 0
+
+    async def shrink(self, workers: int) -> None:
+        """Do nothing: threads that are idle end by themselves."""
 
     def stop(self, grace: float = 5.0) -> None:
         for worker in self._workers:
@@ -78,12 +92,14 @@ class InProcessFleet:
 
 
 class _Thread(threading.Thread):
-    def __init__(self, store: Store, session: SessionId, entropy: Entropy, threads: int) -> None:
+    def __init__(self, store: Store, session: SessionId, entropy: Entropy, threads: int, number: int) -> None:
         super().__init__(name=f"burst-worker-{session}", daemon=True)
         self._store = store
         self._session = session
         self._entropy = entropy
         self._threads = threads
+        #: of its start, -1 if it has none
+        self.number = number
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         #: whether it works, or will

@@ -94,6 +94,13 @@ async def read_session(store: Store, session: SessionId, first: int) -> AsyncIte
         number += 1
 
 
+async def follow(store: Store, session: SessionId, state: SessionState) -> SessionState:
+    """Return the state after all that others have appended to a session log behind `state`."""
+    async for entry in read_session(store, session, state.next):
+        state = state.apply(entry)
+    return state
+
+
 async def session_dates(store: Store, session: SessionId, sign: int) -> tuple[float, float] | None:
     """Return the store's dates of entries 0 and `sign` of a session log; None when one is not there.
 

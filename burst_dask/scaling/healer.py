@@ -10,10 +10,11 @@ from typing import Protocol, runtime_checkable
 
 from burst_dask.config import Settings
 from burst_dask.journal import log
-from burst_dask.journal.heartbeats import heartbeats
+from burst_dask.journal.heartbeats import Heartbeats, heartbeats
 from burst_dask.journal.log import Author
 from burst_dask.journal.spending import Spending
 from burst_dask.journal.view import RunView, in_parallel
+from burst_dask.protocol import policy
 from burst_dask.protocol.keys import RunId, SessionId
 from burst_dask.protocol.session import CLOCKS_AGREE, SessionState
 from burst_dask.protocol.session_records import Halt, Start
@@ -72,7 +73,7 @@ class Healer:
         self._session = session
         self._settings = settings
         self._author = author
-        self._fleet = fleet
+        self.fleet = fleet
         self._spending = Spending(store, session)
         self._views: dict[RunId, RunView] = {}
         self._complete: set[RunId] = set()
@@ -81,10 +82,12 @@ class Healer:
         #: how many there are to take turns with
         self.workers = 1
 
-    @property
-    def starts(self) -> bool:
-        """Whether it can start workers, and not only watch the money."""
-        return self._fleet is not None
+    def watches(self, state: SessionState) -> bool:
+        """Tell whether there is anything to look after: a fleet, or money."""
+        return self.fleet is not None or self._limit(state) is not None
+
+    def _limit(self, state: SessionState) -> float | None:
+        return self._settings.max_cost if state.max_cost is None else state.max_cost
 
     def pause(self) -> float:
         """Return the seconds until the next turn of one of `workers`, who do not know of each other."""
@@ -104,16 +107,21 @@ class Healer:
         FleetError
             Workers are missing and could not be started.
         """
-        state = await self._follow(state)
-        while not state.closed and state.halted is None:
-            running, there = await self._there(state)
-            budget = await self._budget(state)
+        state = await log.follow(self._store, self._session, state)
+        while self.watches(state) and not state.closed and state.halted is None:
+            beats = None
+            if self.fleet is None or self._limit(state) is not None:
+                beats = await heartbeats(self._store, self._session)
+            running, there = await self._there(state, beats)
+            budget = await self._budget(state, beats)
             if sizing.is_spent(budget, there):
                 return await self._halt(state, budget)
-            if self._fleet is not None and state.workers is not None and running > state.workers:
-                await self._fleet.shrink(state.workers)
+            if self.fleet is None or state.workers is None:
                 return state
-            if self._fleet is None or (missing := await self._missing(state, there, budget, eager)) <= 0:
+            if running > state.workers:
+                await self.fleet.shrink(state.workers)
+                return state
+            if (missing := await self._missing(state, there, budget, eager)) <= 0:
                 return state
             asked = self._author.clock.monotonic()
             after = await log.try_append_session(self._store, self._session, state, self._author, Start(missing))
@@ -121,42 +129,38 @@ class Healer:
                 # Others count it for so long only: this process may have slept.
                 if self._author.clock.monotonic() - asked < SETTLED_AFTER / 2:
                     logger.info("starting %d workers", missing)
-                    await self._fleet.begin(after.next - 1, missing)
+                    await self.fleet.begin(after.next - 1, missing)
                 return after
-            state = await self._follow(state)  # somebody was first: count anew
+            state = await log.follow(self._store, self._session, state)  # somebody was first: count anew
         return state
 
-    async def _follow(self, state: SessionState) -> SessionState:
-        async for entry in log.read_session(self._store, self._session, state.next):
-            state = state.apply(entry)
-        return state
-
-    async def _there(self, state: SessionState) -> tuple[int, int]:
+    async def _there(self, state: SessionState, beats: Heartbeats | None) -> tuple[int, int]:
         """Return how many workers run, and how many run, may run, or are about to."""
-        if self._fleet is None:
-            alive = await self._alive()
-            return alive, alive
-        counted = await self._fleet.counted()
+        counted = {-1: self._alive(beats)} if self.fleet is None else await self.fleet.counted()
         running = sum(counted.values())
         now = self._author.clock.monotonic()
         for number, (workers, wrote) in state.starts.items():
-            if not self._is_settled(number, wrote, now):
+            if self.fleet is not None and not self._is_settled(number, wrote, now):
                 counted[number] = max(workers, counted.get(number, 0))
         there = sum(counted.values())
         self.workers = max(1, there)
         return running, there
 
-    async def _budget(self, state: SessionState) -> Budget:
-        settings = self._settings
-        total = settings.max_cost if state.max_cost is None else state.max_cost
-        spent = 0.0
-        if total is not None:
-            beats, ended = await heartbeats(self._store, self._session)
-            found = await self._spending.look(beats, ended, fresh=False)
-            starting = sum(workers for workers, _ in state.starts.values()) * sizing.PAID_BEFORE
+    def _alive(self, beats: Heartbeats | None) -> int:
+        if beats is None or not beats.beats:
+            return 0
+        newest, gone, lease = max(beats.beats.values()), set(beats.ended), self._settings.lease
+        return sum(not policy.lease_is_dead(newest, date, who in gone, lease) for who, date in beats.beats.items())
+
+    async def _budget(self, state: SessionState, beats: Heartbeats | None) -> Budget:
+        settings, spent = self._settings, 0.0
+        if beats is not None:
+            found = await self._spending.look(*beats, fresh=False)
             spent = sum(each.cost(settings.worker_price) for each in found.values())
-            spent += starting / 3600 * settings.worker_price
-        return Budget(settings.worker_price, total, spent, settings.max_hourly_cost)
+            if self.fleet is not None:
+                starting = max(len(found), sum(workers for workers, _ in state.starts.values())) * sizing.PAID_BEFORE
+                spent += starting / 3600 * settings.worker_price
+        return Budget(settings.worker_price, self._limit(state), spent, settings.max_hourly_cost)
 
     def _is_settled(self, number: int, wrote: float, now: float) -> bool:
         """Tell whether the fleet's own count shows all of a start that there ever will be.
@@ -166,17 +170,9 @@ class Healer:
         seen = self._seen.setdefault(number, now)
         return now - seen >= SETTLED_AFTER or self._author.clock.wall() - wrote >= CLOCKS_AGREE + SETTLED_AFTER
 
-    async def _alive(self) -> int:
-        beats, ended = await heartbeats(self._store, self._session)
-        newest = max(beats.values(), default=0.0)
-        gone = set(ended)
-        alive = sum(newest - date <= self._settings.lease for worker, date in beats.items() if worker not in gone)
-        self.workers = max(1, alive)
-        return alive
-
     async def _missing(self, state: SessionState, there: int, budget: Budget, eager: bool) -> int:
         """Return how many workers are to be started now."""
-        assert self._fleet is not None
+        assert self.fleet is not None
         most = state.workers or 0
         if (can := sizing.affordable(budget)) is not None:
             most = min(most, can)
@@ -189,7 +185,7 @@ class Healer:
             want = min(most, sizing.wanted(goal, await self._demand(state), self._settings.threads))
             if there and want > there:
                 # They waited in vain for what is pending, which waits for what others do.
-                want -= await self._fleet.resting()
+                want -= await self.fleet.resting()
         return min(want - there, sizing.MOST_AT_ONCE)
 
     async def _demand(self, state: SessionState) -> Demand:

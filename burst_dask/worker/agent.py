@@ -191,7 +191,8 @@ class Agent:
         while not self.context.stopping:
             await self.context.clock.sleep(self._healer.pause())
             # What it reads of the session log is not taken in here, but by `_follow`, which heeds it.
-            await heal_quietly(self._healer, self.session)
+            if self._healer.watches(self.session):
+                await heal_quietly(self._healer, self.session)
 
     # ------------------------------------------------------------------ the session log
 
@@ -238,7 +239,7 @@ class Agent:
             self.stop("closed")
         elif self.session.halted is not None:
             self.stop("halted", "the session's max_cost is spent; its work was handed over")
-        elif self.session.workers == 0 and self._healer is not None and self._healer.starts:
+        elif self.session.workers == 0 and self._healer is not None and self._healer.fleet is not None:
             self.stop("stopped", "no workers are wanted any more; its work was handed over")
         elif await self._deadline.passed(self.session):
             self.stop("expired", "the session's deadline has passed; its work was handed over")

@@ -105,16 +105,14 @@ async def run_agent(
         context.memory.close()
 
 
-def _healer(context: Context, manifest: Manifest) -> Healer | None:
-    """Return that by which the worker sees to its fleet: if it can start others, or there is money to watch."""
+def _healer(context: Context, manifest: Manifest) -> Healer:
+    """Return that by which the worker sees to its fleet, if it can start others, and to the session's money."""
     fleet: Elastic | None = None
     if manifest.fleet.kind == "ecs":
         from burst_dask.fleet.ecs import EcsFleet, EcsPlan  # noqa: PLC0415 - of the extra, and heavy
 
         plan = EcsPlan.of(manifest.fleet)
         fleet = EcsFleet(context.session, context.store.url, plan, opened=manifest.created)
-    elif context.settings.max_cost is None:
-        return None
     return Healer(context.store, context.session, context.settings, context.author, fleet)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +13,10 @@ from stage import Stage
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.journal import log
-from burst_dask.protocol.session_records import Adapt, Scale
+from burst_dask.protocol.session_records import Adapt, Afford, Scale
 from burst_dask.scaling import healer, sizing
 from burst_dask.testing.fleet import BOOT, Recovery, SimulatedFleet
+from burst_dask.worker.agent import Agent
 
 Patch = pytest.MonkeyPatch
 
@@ -134,3 +136,17 @@ async def test_a_worker_outlives_whatever_its_fleet_answers() -> None:
     context = stage.context()
     broken = healer.Healer(stage.store, stage.session, stage.settings, context.author, Broken())  # type: ignore[arg-type]
     assert await healer.heal_quietly(broken, stage.state) == stage.state
+
+
+async def test_a_limit_that_is_set_later_holds_too(monkeypatch: Patch) -> None:
+    """Of workers that nobody can start anew, in a session that was opened without one."""
+    monkeypatch.setattr(healer.Healer, "pause", lambda self: 0.01)
+    stage = await Stage(worker_price=360.0).open()
+    context = stage.context()
+    watching = healer.Healer(stage.store, stage.session, stage.settings, context.author, None)
+    assert not watching.watches(stage.state), "it costs no request"
+    agent = Agent(context, healer=watching)
+    running = asyncio.create_task(agent.run())
+    await stage.append(Afford(5.0))  # less than the worker costs until it has ended
+    async with asyncio.timeout(30):
+        assert await running == "halted"
