@@ -103,7 +103,7 @@ def loads(body: Buffer) -> Any:
         offset += -offset % _ALIGN
         buffers.append(_own(view[offset : offset + size // 2], bool(size & 1)))
         offset += size // 2
-    return pickle.loads(view[start : start + length], buffers=buffers)  # noqa: S301
+    return pickle.loads(view[start : start + length], buffers=buffers)  # noqa: S301 - who may write the store may run code, see SECURITY.md
 
 
 def _own(view: memoryview, writeable: bool) -> memoryview:
@@ -314,7 +314,7 @@ def load_failure(body: Buffer) -> Failure:
         if isinstance(error, BaseExceptionGroup) and len(raised.members) == len(error.exceptions):
             for member, number in zip(error.exceptions, raised.members, strict=True):
                 member.__traceback__ = errors[number].__traceback__
-    key = pickle.loads(carried.key)  # noqa: S301
+    key = pickle.loads(carried.key)  # noqa: S301 - who may write the store may run code, see SECURITY.md
     remote = errors[0].__traceback__
     return Failure(errors[0], carried.traceback, key, carried.worker, carried.attempts, remote)
 
@@ -402,7 +402,7 @@ def _revived(raised: _Raised) -> BaseException:
     reason = "it could not be pickled by the worker"
     if raised.pickle:
         try:
-            return _follow(pickle.loads(raised.pickle))  # noqa: S301
+            return _follow(pickle.loads(raised.pickle))  # noqa: S301 - who may write the store may run code, see SECURITY.md
         except Exception as error:  # a module that is not installed here, for one
             reason = f"it cannot be unpickled here ({type(error).__name__}: {error})"
     return RemoteTaskError(f"{raised.kind}: {raised.text} [stands in for the task's exception: {reason}]")

@@ -31,7 +31,7 @@ def loop() -> asyncio.AbstractEventLoop:
     ConfigError
         This process was forked from one that had the loop.
     """
-    global _loop  # noqa: PLW0603
+    global _loop  # noqa: PLW0603 - one for the process
     if _inherited:
         raise ConfigError(
             "this process was forked from one that uses burst_dask, and neither its event loop nor the threads of its "

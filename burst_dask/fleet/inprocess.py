@@ -109,7 +109,7 @@ class _Thread(threading.Thread):
 
     def run(self) -> None:
         from burst_dask.worker.agent import REPLACED  # noqa: PLC0415 - imports Dask
-        from burst_dask.worker.process import run_agent  # noqa: PLC0415
+        from burst_dask.worker.process import run_agent  # noqa: PLC0415 - imports Dask
 
         ends = Ends(self._store, self._session)
         options: dict[str, Any] = {"threads": self._threads, "memory_limit": None, "stop": self._stopping}

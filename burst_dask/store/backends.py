@@ -146,7 +146,7 @@ def _is_true(value: str | None) -> bool:
 def _aws_session() -> Any:
     """Return the session that boto3 uses by default, or None without boto3: obstore's own chain then serves."""
     try:
-        import boto3  # noqa: PLC0415  only for S3, and optional
+        import boto3  # noqa: PLC0415 - only for S3, and optional
     except ImportError:
         return None
     try:
@@ -161,8 +161,8 @@ def _aws_region(session: Any) -> str | None:
 
 def _aws_endpoint(session: Any) -> str | None:
     """Return the endpoint from AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the profile."""
-    from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415
-    from botocore.session import Session  # noqa: PLC0415
+    from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415 - only for S3, and optional
+    from botocore.session import Session  # noqa: PLC0415 - only for S3, and optional
 
     try:
         core = Session(profile=session.profile_name if session.profile_name != "default" else None)
@@ -176,7 +176,7 @@ def _aws_endpoint(session: Any) -> str | None:
 
 def _aws_credentials(session: Any, url: str) -> Any:
     """Return obstore's view of the credentials of `session`, which renews them before they expire."""
-    from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
+    from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415 - only for S3, and optional
 
     try:
         found = session.get_credentials() is not None

@@ -118,7 +118,7 @@ def open_table(record: ShardRecord, buffers: Sequence[memoryview]) -> TaskTable:
         nodes=nodes,
         dependencies=record.dependencies,
         dependents=dependents,
-        foreign_keys=pickle.loads(record.foreign_keys),  # noqa: S301
+        foreign_keys=pickle.loads(record.foreign_keys),  # noqa: S301 - who may write the store may run code, see SECURITY.md
         outputs=record.outputs,
         consumed=Bitmap.of(record.dependents),
         retries={position: int(note["retries"]) for position, note in notes.items() if "retries" in note},

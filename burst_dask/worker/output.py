@@ -185,7 +185,7 @@ def add_user() -> None:
 
 def remove_user() -> None:
     """Count one less; the last one restores what was there."""
-    global _users  # noqa: PLW0603
+    global _users  # noqa: PLW0603 - one for the process
     with _lock:
         _users -= 1
         if _users:
