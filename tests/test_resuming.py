@@ -15,6 +15,7 @@ from acting import Gate
 
 from burst_dask import ResumeWarning, Session, sync
 from burst_dask.protocol import keys
+from burst_dask.shapes import numbers
 from burst_dask.submission import Asked
 
 #: Spares Dask to find out by a call.
@@ -206,6 +207,44 @@ def test_an_unfinished_run_whose_intermediate_results_are_used_is_replaced(again
     assert {run for run, _ in used} == {first.id} == set(session._link.state.cancelled)
     assert second.result() == list(range(40)) and len(ran()) == 40 - len(used)
     gate.open()
+
+
+@pytest.fixture
+def unfinished(again, tmp_path):
+    """A run whose intermediate results are stored, and which waits for a gate; that, and its graph."""
+    gate = Gate(tmp_path / "gate")
+    # Those of earlier shards are stored, because a task of a later one needs them.
+    parts = {f"n-{n}": (note, n) for n in range(40)}
+    dsk = {**parts, "slow": (gate.wait, list(parts))}
+    run = again()._submit(dsk, "slow", Asked())
+    while run.status().completed < 40:
+        pass
+    yield run, dsk, gate
+    gate.open()
+
+
+def test_a_run_that_something_here_waits_for_is_not_replaced(again, unfinished):
+    first, dsk, gate = unfinished
+    session = again()
+    joined = session._submit(dsk, "slow", Asked())
+    other = session._submit({**dsk, "all": (sorted, list(dsk)[:40])}, "all", Asked())
+    assert joined.id == first.id and other.id != first.id and not other._view.plan.externals
+    gate.open()
+    assert other.result() == list(range(40)) == joined.result()
+    assert not session._link.state.cancelled
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_run_is_not_cancelled_of_which_a_new_one_awaits_a_result(again, unfinished, order):
+    first, dsk, gate = unfinished
+    session = again()
+    needs = ["slow", "all"][::order]
+    second = session._submit({**dsk, "all": (sorted, list(dsk)[:40]), "both": (list, needs)}, "both", Asked())
+    gate.open()
+    assert second.result(timeout=30) == [list(range(40))] * 2
+    used = {number for _, number in second._view.plan.externals}
+    awaits = not used.isdisjoint(numbers(first._view.plan.outputs))
+    assert awaits != (first.id in session._link.state.cancelled)
 
 
 def test_results_that_were_deleted_are_computed_again(again):
