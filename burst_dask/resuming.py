@@ -20,10 +20,11 @@ import asyncio
 import contextlib
 import pickle
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from burst_dask.cancelling import undone
 from burst_dask.errors import CorruptObject
 from burst_dask.graph.prints import Kind, Prints, kind, layer
 from burst_dask.graph.stored import Stored
@@ -75,6 +76,8 @@ class Prior:
     segments: set[str] = field(default_factory=set)
     #: whether outcomes that it does not have yet will come
     goes_on: bool = False
+    #: tasks that will have none all the same, because they, or what they need, were cancelled
+    undone: Container[int] = ()
     #: whether something here waits for what it does not have yet, so that it must not be cancelled
     joined: bool = False
 
@@ -94,13 +97,8 @@ class Prior:
             prefix = keys.run_prefix(self.run) + "segments/"
             self.segments = {meta.key async for meta in listed(link.store, prefix)}
         totals = self.view.totals()
-        cancelled = link.state.cancelled
-        self.goes_on = (
-            self.own
-            and not totals.failed
-            and self.run in link.state.live_runs
-            and not any(run in cancelled for run, _ in self.view.plan.externals)
-        )
+        self.goes_on = self.own and not totals.failed and self.run in link.state.live_runs
+        self.undone = (await undone(link, [self.view])).get(self.run, ()) if self.goes_on else ()
 
     def has(self, number: int) -> bool:
         """Tell whether a task has a result that is there."""
@@ -114,7 +112,9 @@ class Prior:
         """Tell whether a task has a result, or will get one that outlives its worker."""
         if self.has(number):
             return True
-        return self.goes_on and number in self.outputs and self.view.outcome(number) is None
+        if not self.goes_on or number not in self.outputs or number in self.undone:
+            return False
+        return self.view.outcome(number) is None
 
 
 @dataclass

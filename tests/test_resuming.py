@@ -298,6 +298,19 @@ def test_calls_that_go_on_are_followed_and_not_cancelled_for_others(again, tmp_p
     assert runs(session) == 1
 
 
+def test_a_call_that_was_cancelled_and_what_needs_it_are_made_anew(again):
+    first = again(workers=None, fleet=None)  # nobody writes down that it is cancelled
+    part, _other = first.submit(double, 4, key="part"), first.submit(double, 5, key="other")
+    first.submit(note, part, key="after")
+    first.flush()
+    assert part.cancel()
+    first._futures.follower.stop()
+    session = again(workers=2)
+    made = [session.submit(double, 4, key="part"), session.submit(double, 5, key="other")]
+    assert session.gather([*made, session.submit(note, made[0], key="after")]) == [8, 10, 8]
+    assert ran() == [4, 5, 8] and runs(session) == 2
+
+
 def test_calls_are_part_of_graphs(again):
     def build(session):
         part = session.submit(double, 4, key="part")
