@@ -20,10 +20,11 @@ import asyncio
 import contextlib
 import pickle
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from burst_dask.cancelling import undone
 from burst_dask.errors import CorruptObject
 from burst_dask.graph.prints import Kind, Prints, kind, layer
 from burst_dask.graph.stored import Stored
@@ -75,6 +76,10 @@ class Prior:
     segments: set[str] = field(default_factory=set)
     #: whether outcomes that it does not have yet will come
     goes_on: bool = False
+    #: tasks that will have none all the same, because they, or what they need, were cancelled
+    undone: Container[int] = ()
+    #: whether something here waits for what it does not have yet, so that it must not be cancelled
+    joined: bool = False
 
     @property
     def run(self) -> RunId:
@@ -92,13 +97,8 @@ class Prior:
             prefix = keys.run_prefix(self.run) + "segments/"
             self.segments = {meta.key async for meta in listed(link.store, prefix)}
         totals = self.view.totals()
-        cancelled = link.state.cancelled
-        self.goes_on = (
-            self.own
-            and not totals.failed
-            and self.run in link.state.live_runs
-            and not any(run in cancelled for run, _ in self.view.plan.externals)
-        )
+        self.goes_on = self.own and not totals.failed and self.run in link.state.live_runs
+        self.undone = (await undone(link, [self.view])).get(self.run, ()) if self.goes_on else ()
 
     def has(self, number: int) -> bool:
         """Tell whether a task has a result that is there."""
@@ -112,7 +112,9 @@ class Prior:
         """Tell whether a task has a result, or will get one that outlives its worker."""
         if self.has(number):
             return True
-        return self.goes_on and number in self.outputs and self.view.outcome(number) is None
+        if not self.goes_on or number not in self.outputs or number in self.undone:
+            return False
+        return self.view.outcome(number) is None
 
 
 @dataclass
@@ -125,6 +127,8 @@ class Reuse:
     same: dict[Any, list[tuple[Prior, int]]]
     #: key of a task that has no counterpart -> key of one that looks the same but for its token
     alike: dict[Any, Any]
+    #: runs under way of which intermediate results are used, so that they are to be cancelled
+    _taken: set[RunId] = field(default_factory=set)
 
     def whole(self, wanted: Iterable[Any]) -> tuple[Prior, list[int]] | None:
         """Return a run of the session that computes all that is wanted, and the numbers of that; or None."""
@@ -137,30 +141,36 @@ class Reuse:
                 for key in wanted
             ]
             if all(number is not None and prior.will_have(number) for number in found):
+                prior.joined = True
                 return prior, [number for number in found if number is not None]
         return None
 
-    def replaced(self, wanted: Collection[Any], used: Iterable[tuple[RunId, int]]) -> list[RunId]:
+    def replaced(self, wanted: Collection[Any]) -> list[RunId]:
         """Return the unfinished runs that a new one takes the place of, so that they are to be cancelled.
 
         Something has failed in such a run, and all that it is for is wanted anew; or the new run needs intermediate
-        results of it, which may be deleted when all that needs them there is done. Else tasks would run twice.
+        results of it, which may be deleted when all that needs them there is done. Else tasks would run twice. A run
+        that something in this process waits for is none of them.
 
         Parameters
         ----------
         wanted
-            Keys of what the new run is for.
-        used
-            The results that it uses.
+            Keys of what the new run is for; `stored` was asked for all that it uses.
         """
         asked: dict[RunId, set[int]] = {}
-        priors = {prior.run: prior for places in self.same.values() for prior, _ in places if self._is_under_way(prior)}
         for key in wanted:
             for prior, number in self.same.get(key, ()):
                 asked.setdefault(prior.run, set()).add(number)
-        spoilt = [run for run, prior in priors.items() if prior.is_spoilt and prior.outputs <= asked.get(run, set())]
-        taken = [run for run, number in used if run in priors and number not in priors[run].outputs]
-        return list(dict.fromkeys([*spoilt, *taken]))
+        spoilt = [
+            prior.run
+            for places in self.same.values()
+            for prior, _ in places
+            if self._is_under_way(prior)
+            and not prior.joined
+            and prior.is_spoilt
+            and prior.outputs <= asked.get(prior.run, set())
+        ]
+        return list(dict.fromkeys([*spoilt, *sorted(self._taken)]))
 
     def _is_under_way(self, prior: Prior) -> bool:
         return bool(prior.run in self.link.state.live_runs and prior.view.totals().pending)
@@ -173,16 +183,25 @@ class Reuse:
     def place(self, key: Any, *, lasting: bool = False) -> tuple[Prior, int] | None:
         """Return where the result of a task is, or will be.
 
+        A run is either waited for from then on, or its intermediate results are used and it is cancelled; never both.
+
         Parameters
         ----------
         lasting
             Leave out intermediate results of a run that is under way, which may be deleted any time.
         """
-        same = self.same.get(key, [])
-        if lasting:
-            same = [(its, n) for its, n in same if n in its.outputs or not self._is_under_way(its)]
-        found = next((place for place in same if place[0].has(place[1])), None)
-        return found or next((place for place in same if place[0].will_have(place[1])), None)
+        for prior, number in self.same.get(key, ()):
+            if prior.has(number):
+                if number not in prior.outputs and self._is_under_way(prior):
+                    if lasting or prior.joined:
+                        continue
+                    self._taken.add(prior.run)
+                return prior, number
+        for prior, number in self.same.get(key, ()):
+            if prior.run not in self._taken and not prior.has(number) and prior.will_have(number):
+                prior.joined = True
+                return prior, number
+        return None
 
     def recorded(self) -> dict[Any, bytes]:
         """Return the fingerprints that are to be found again."""

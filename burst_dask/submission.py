@@ -82,7 +82,7 @@ def submit(link: Link, graph: Any, names: Any, asked: Asked, repack: Repack | No
             return Submitted(prior.view, _shape_of(names, dict(zip(wanted, found, strict=True)), repack))
         dsk, outside = without(dsk, wanted, outside, reuse.stored)
         annotations = {name: {key: its[key] for key in its if key in dsk} for name, its in annotations.items()}
-        recorded, replaced = reuse.recorded(), reuse.replaced(wanted, outside.found.values())
+        recorded, replaced = reuse.recorded(), reuse.replaced(wanted)
         link.earlier.warn(reuse, dsk, stacklevel=5)
     asked.annotate(dsk, annotations)
     sharded = shard(link, dsk, names, annotations, outside)

@@ -15,6 +15,7 @@ from acting import Gate
 
 from burst_dask import ResumeWarning, Session, sync
 from burst_dask.protocol import keys
+from burst_dask.shapes import numbers
 from burst_dask.submission import Asked
 
 #: Spares Dask to find out by a call.
@@ -208,6 +209,44 @@ def test_an_unfinished_run_whose_intermediate_results_are_used_is_replaced(again
     gate.open()
 
 
+@pytest.fixture
+def unfinished(again, tmp_path):
+    """A run whose intermediate results are stored, and which waits for a gate; that, and its graph."""
+    gate = Gate(tmp_path / "gate")
+    # Those of earlier shards are stored, because a task of a later one needs them.
+    parts = {f"n-{n}": (note, n) for n in range(40)}
+    dsk = {**parts, "slow": (gate.wait, list(parts))}
+    run = again()._submit(dsk, "slow", Asked())
+    while run.status().completed < 40:
+        pass
+    yield run, dsk, gate
+    gate.open()
+
+
+def test_a_run_that_something_here_waits_for_is_not_replaced(again, unfinished):
+    first, dsk, gate = unfinished
+    session = again()
+    joined = session._submit(dsk, "slow", Asked())
+    other = session._submit({**dsk, "all": (sorted, list(dsk)[:40])}, "all", Asked())
+    assert joined.id == first.id and other.id != first.id and not other._view.plan.externals
+    gate.open()
+    assert other.result() == list(range(40)) == joined.result()
+    assert not session._link.state.cancelled
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_run_is_not_cancelled_of_which_a_new_one_awaits_a_result(again, unfinished, order):
+    first, dsk, gate = unfinished
+    session = again()
+    needs = ["slow", "all"][::order]
+    second = session._submit({**dsk, "all": (sorted, list(dsk)[:40]), "both": (list, needs)}, "both", Asked())
+    gate.open()
+    assert second.result(timeout=30) == [list(range(40))] * 2
+    used = {number for _, number in second._view.plan.externals}
+    awaits = not used.isdisjoint(numbers(first._view.plan.outputs))
+    assert awaits != (first.id in session._link.state.cancelled)
+
+
 def test_results_that_were_deleted_are_computed_again(again):
     session = again(inline_result=1, inline_entry=1)
     run = session.compute(*(dask.delayed(note)(n, dask_key_name=f"n-{n}") for n in range(3)))
@@ -257,6 +296,19 @@ def test_calls_that_go_on_are_followed_and_not_cancelled_for_others(again, tmp_p
     gate.open()
     assert later.result() == 1 and first.gather(futures) == [0, 1, 2]
     assert runs(session) == 1
+
+
+def test_a_call_that_was_cancelled_and_what_needs_it_are_made_anew(again):
+    first = again(workers=None, fleet=None)  # nobody writes down that it is cancelled
+    part, _other = first.submit(double, 4, key="part"), first.submit(double, 5, key="other")
+    first.submit(note, part, key="after")
+    first.flush()
+    assert part.cancel()
+    first._futures.follower.stop()
+    session = again(workers=2)
+    made = [session.submit(double, 4, key="part"), session.submit(double, 5, key="other")]
+    assert session.gather([*made, session.submit(note, made[0], key="after")]) == [8, 10, 8]
+    assert ran() == [4, 5, 8] and runs(session) == 2
 
 
 def test_calls_are_part_of_graphs(again):
