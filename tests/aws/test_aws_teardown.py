@@ -43,7 +43,13 @@ def running(filled):
     }
     filled.running = ["arn:task/1"]
     filled.answers("ecs:ListTasks", lambda _: {"taskArns": list(filled.running)})
-    filled.answers("ecs:DescribeTasks", {"tasks": [task]})
+    filled.statuses = iter(["RUNNING", "RUNNING", "DEACTIVATING", "DEPROVISIONING"])  # look, remove, and after the stop
+    filled.answers(
+        "ecs:DescribeTasks",
+        lambda asked: {
+            "tasks": [task | {"taskArn": arn, "lastStatus": next(filled.statuses, "STOPPED")} for arn in asked["tasks"]]
+        },
+    )
     filled.answers("ecs:StopTask", lambda asked: filled.running.remove(asked["task"]) or {"task": task})
     return filled
 
@@ -100,6 +106,21 @@ def test_stops_tasks_when_told(running, burst):
     assert stopped["task"] == "arn:task/1"
     names = [name for name, _ in running.calls]
     assert names.index("ecs:StopTask") < names.index("cloudformation:DeleteStack")
+    assert next(running.statuses, None) is None, "it waits until they have stopped, though they are listed no more"
+
+
+def test_stops_also_the_tasks_that_workers_start_meanwhile(running, burst):
+    """Workers look after their fleet until they have ended."""
+
+    def stop(asked):
+        running.running.remove(asked["task"])
+        if asked["task"] == "arn:task/1":
+            running.running.append("arn:task/2")
+        return {"task": {}}
+
+    running.answers("ecs:StopTask", stop)
+    assert burst("teardown", "aws", "--yes", "--stop-tasks").exit_code == 0
+    assert [one["task"] for one in running.asked("ecs:StopTask")] == ["arn:task/1", "arn:task/2"]
 
 
 def test_instances_are_protected_and_so_ended_by_force(filled, burst):
