@@ -31,7 +31,7 @@ class Removal:
     stack_id: str
     #: number of running tasks by session
     running: dict[str, int]
-    #: whether the bucket is of this package, so that it may be deleted
+    #: whether a stack of this name made the bucket, so that it may be deleted
     owns_bucket: bool
 
 
@@ -78,8 +78,8 @@ def remove(
         )
     if data and not removal.owns_bucket:
         raise ConfigError(
-            f"the bucket {stack.bucket} was not made by burst_dask (it lacks the tag {STACK_TAG}), so --data does not "
-            f"delete it. {_UNCHANGED}"
+            f"the bucket {stack.bucket} was not made by this stack (it lacks the tag {STACK_TAG}={stack.name}), so "
+            f"--data does not delete it. {_UNCHANGED}"
         )
     stop_tasks(clients, stack, clock)
     _end_instances(clients, removal, clock)
@@ -168,7 +168,7 @@ def _session(task: dict[str, Any]) -> str:
 
 
 def _owns(clients: Clients, stack: Stack) -> bool:
-    """Tell whether a bucket was made by this package; without the right to know, it was not."""
+    """Tell whether a bucket was made by a stack of that name; without the right to know, it was not."""
     try:
         if bucket_region(clients, stack.bucket) is None:
             return False
@@ -176,7 +176,7 @@ def _owns(clients: Clients, stack: Stack) -> bool:
             tags = clients.client("s3").get_bucket_tagging(Bucket=stack.bucket)["TagSet"]
     except CloudError:
         return False
-    return any(tag["Key"] == STACK_TAG for tag in tags)
+    return any((tag["Key"], tag["Value"]) == (STACK_TAG, stack.name) for tag in tags)  # not by another one
 
 
 def _end_instances(clients: Clients, removal: Removal, clock: Clock) -> None:

@@ -88,8 +88,17 @@ def test_a_bucket_of_others_is_never_deleted(account, burst):
     account.clients.client("s3").create_bucket(Bucket="mine")
     burst("setup", "aws", "--yes", "--bucket", "mine")
     shown = burst("teardown", "aws", "--yes", "--data")
-    assert shown.exit_code == 1 and "the bucket mine was not made by burst_dask" in shown.output
+    assert shown.exit_code == 1 and "the bucket mine was not made by this stack" in shown.output
     assert "mine" in buckets(account) and read_stack(account.clients) is not None
+
+
+def test_a_bucket_of_another_stack_is_never_deleted(stack, burst):
+    tags = [{"Key": "burst-dask:stack", "Value": "burst-dask"}]
+    stack.clients.client("s3").put_bucket_tagging(Bucket=BUCKET, Tagging={"TagSet": tags})
+    assert burst("setup", "aws", "--yes", "--stack", "team-a", "--bucket", BUCKET).exit_code == 0
+    shown = burst("teardown", "aws", "--yes", "--data", "--stack", "team-a")
+    assert shown.exit_code == 1 and "lacks the tag burst-dask:stack=team-a" in shown.output
+    assert BUCKET in buckets(stack) and read_stack(stack.clients, "team-a") is not None
 
 
 def test_refuses_while_tasks_run(running, burst):
