@@ -156,7 +156,7 @@ class Session(Scheduling):
             said = settings | size(cpu, memory, settings)
             if go_on(link, found.before, chosen.workers, said, chosen.settings) and link.workers:
                 link.fleet = fleet_of(link)
-                link.fleet.ensure(link.workers)  # what the session has stays when there cannot be any
+                sync.run(link.start_workers(eager=True))  # what the session has stays when there cannot be any
             return
         manifest = Manifest(
             session=SessionId(entropy.token(8)),

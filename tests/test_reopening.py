@@ -140,3 +140,10 @@ def test_other_versions_code_and_packages_begin_anew(again, monkeypatch, tmp_pat
 def test_a_session_that_is_attached_to_is_as_ever(again):
     session = again()
     assert attach("nightly", store=session.store)._link.earlier is None
+
+
+def test_a_session_that_adapts_begins_small_again(again):
+    session = again()
+    session.adapt(1, 5)
+    session._link.fleet.stop()
+    assert again(workers=5)._link.fleet.alive() == 1, "and not as many as it may have"

@@ -48,8 +48,8 @@ class Clients:
             boto3 is not installed, there is no such profile, or no region is set.
         """
         try:
-            import boto3  # noqa: PLC0415  only for AWS, and optional
-            from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+            import boto3  # noqa: PLC0415 - optional
+            from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - comes with boto3
         except ImportError:
             raise ConfigError(_MISSING) from None
         try:
@@ -75,8 +75,8 @@ class Clients:
         return self if region == self.region else replace(self, region=region, _made={}, _lock=threading.RLock())
 
     def _make(self, service: str) -> Any:
-        from botocore.config import Config  # noqa: PLC0415  of boto3, which is optional
-        from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415 - comes with boto3, which is optional
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - the same
 
         config = Config(
             retries={"mode": "standard", "total_max_attempts": 4},

@@ -10,7 +10,7 @@ from typing import Any
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import explained
 from burst_dask.aws.stack import Stack, repository_name
-from burst_dask.errors import AccessDenied, BurstError, CloudError
+from burst_dask.errors import AccessDenied, CloudError
 
 _ASSUMED = re.compile(r"arn:([\w-]+):sts::(\d+):assumed-role/([^/]+)/")
 
@@ -131,8 +131,6 @@ def _tried(clients: Clients, stack: Stack, rights: tuple[Right, ...]) -> Iterato
             yield by_action[action]
         except CloudError:
             continue  # refused for another reason, after the rights were looked at
-        except BurstError:
-            raise
 
 
 def _harmless(clients: Clients, stack: Stack) -> dict[str, Callable[[], Any]]:

@@ -18,6 +18,8 @@ from burst_dask.errors import CloudError, ConfigError, WaitTimeout
 
 _UNCHANGED = "Nothing was removed"
 _STOP_LONGEST = 300.0
+#: What DescribeTasks takes at a time.
+_DESCRIBED = 100
 _NO_CLUSTER = {"ClusterNotFoundException"}
 
 
@@ -29,7 +31,7 @@ class Removal:
     stack_id: str
     #: number of running tasks by session
     running: dict[str, int]
-    #: whether the bucket is of this package, so that it may be deleted
+    #: whether a stack of this name made the bucket, so that it may be deleted
     owns_bucket: bool
 
 
@@ -76,8 +78,8 @@ def remove(
         )
     if data and not removal.owns_bucket:
         raise ConfigError(
-            f"the bucket {stack.bucket} was not made by burst_dask (it lacks the tag {STACK_TAG}), so --data does not "
-            f"delete it. {_UNCHANGED}"
+            f"the bucket {stack.bucket} was not made by this stack (it lacks the tag {STACK_TAG}={stack.name}), so "
+            f"--data does not delete it. {_UNCHANGED}"
         )
     stop_tasks(clients, stack, clock)
     _end_instances(clients, removal, clock)
@@ -110,16 +112,35 @@ def running_tasks(clients: Clients, cluster: str) -> Iterator[dict[str, Any]]:
 
 
 def stop_tasks(clients: Clients, stack: Stack, clock: Clock) -> None:
-    """Stop all tasks of a stack's cluster; workers hand over what they hold. Returns when they are gone."""
+    """Stop all tasks of a stack's cluster; workers hand over what they hold. Returns when they are gone.
+
+    ECS does not list one that was told to stop among those that run, and workers may start others meanwhile.
+    """
     ecs = clients.client("ecs")
-    for task in running_tasks(clients, stack.cluster):
-        with explained("ecs:StopTask", str(task["taskArn"]), "Some tasks may have been stopped; nothing was removed"):
-            ecs.stop_task(cluster=stack.cluster, task=task["taskArn"], reason="burst teardown aws")
+    stopping: set[str] = set()
     until = clock.monotonic() + _STOP_LONGEST
-    while any(task.get("lastStatus") != "STOPPED" for task in running_tasks(clients, stack.cluster)):
+    while True:
+        for task in running_tasks(clients, stack.cluster):
+            arn = str(task["taskArn"])
+            with explained("ecs:StopTask", arn, "Some tasks may have been stopped; nothing was removed"):
+                ecs.stop_task(cluster=stack.cluster, task=arn, reason="burst teardown aws")
+            stopping.add(arn)
+        if not stopping:
+            return
+        stopping = _not_stopped(clients, stack.cluster, sorted(stopping))
         if clock.monotonic() > until:
             raise WaitTimeout(f"tasks of {stack.cluster} have not stopped within five minutes. {_UNCHANGED}")
         sync.run(clock.sleep(2.0))
+
+
+def _not_stopped(clients: Clients, cluster: str, arns: list[str]) -> set[str]:
+    """Return which of some tasks still run or end."""
+    left: set[str] = set()
+    for first in range(0, len(arns), _DESCRIBED):
+        with explained("ecs:DescribeTasks", f"the cluster {cluster}", _UNCHANGED):
+            found = clients.client("ecs").describe_tasks(cluster=cluster, tasks=arns[first : first + _DESCRIBED])
+        left.update(str(task["taskArn"]) for task in found["tasks"] if task.get("lastStatus") != "STOPPED")
+    return left
 
 
 def delete_bucket(clients: Clients, bucket: str) -> None:
@@ -147,7 +168,7 @@ def _session(task: dict[str, Any]) -> str:
 
 
 def _owns(clients: Clients, stack: Stack) -> bool:
-    """Tell whether a bucket was made by this package; without the right to know, it was not."""
+    """Tell whether a bucket was made by a stack of that name; without the right to know, it was not."""
     try:
         if bucket_region(clients, stack.bucket) is None:
             return False
@@ -155,7 +176,7 @@ def _owns(clients: Clients, stack: Stack) -> bool:
             tags = clients.client("s3").get_bucket_tagging(Bucket=stack.bucket)["TagSet"]
     except CloudError:
         return False
-    return any(tag["Key"] == STACK_TAG for tag in tags)
+    return any((tag["Key"], tag["Value"]) == (STACK_TAG, stack.name) for tag in tags)  # not by another one
 
 
 def _end_instances(clients: Clients, removal: Removal, clock: Clock) -> None:

@@ -43,7 +43,13 @@ def running(filled):
     }
     filled.running = ["arn:task/1"]
     filled.answers("ecs:ListTasks", lambda _: {"taskArns": list(filled.running)})
-    filled.answers("ecs:DescribeTasks", {"tasks": [task]})
+    filled.statuses = iter(["RUNNING", "RUNNING", "DEACTIVATING", "DEPROVISIONING"])  # look, remove, and after the stop
+    filled.answers(
+        "ecs:DescribeTasks",
+        lambda asked: {
+            "tasks": [task | {"taskArn": arn, "lastStatus": next(filled.statuses, "STOPPED")} for arn in asked["tasks"]]
+        },
+    )
     filled.answers("ecs:StopTask", lambda asked: filled.running.remove(asked["task"]) or {"task": task})
     return filled
 
@@ -82,8 +88,17 @@ def test_a_bucket_of_others_is_never_deleted(account, burst):
     account.clients.client("s3").create_bucket(Bucket="mine")
     burst("setup", "aws", "--yes", "--bucket", "mine")
     shown = burst("teardown", "aws", "--yes", "--data")
-    assert shown.exit_code == 1 and "the bucket mine was not made by burst_dask" in shown.output
+    assert shown.exit_code == 1 and "the bucket mine was not made by this stack" in shown.output
     assert "mine" in buckets(account) and read_stack(account.clients) is not None
+
+
+def test_a_bucket_of_another_stack_is_never_deleted(stack, burst):
+    tags = [{"Key": "burst-dask:stack", "Value": "burst-dask"}]
+    stack.clients.client("s3").put_bucket_tagging(Bucket=BUCKET, Tagging={"TagSet": tags})
+    assert burst("setup", "aws", "--yes", "--stack", "team-a", "--bucket", BUCKET).exit_code == 0
+    shown = burst("teardown", "aws", "--yes", "--data", "--stack", "team-a")
+    assert shown.exit_code == 1 and "lacks the tag burst-dask:stack=team-a" in shown.output
+    assert BUCKET in buckets(stack) and read_stack(stack.clients, "team-a") is not None
 
 
 def test_refuses_while_tasks_run(running, burst):
@@ -100,6 +115,21 @@ def test_stops_tasks_when_told(running, burst):
     assert stopped["task"] == "arn:task/1"
     names = [name for name, _ in running.calls]
     assert names.index("ecs:StopTask") < names.index("cloudformation:DeleteStack")
+    assert next(running.statuses, None) is None, "it waits until they have stopped, though they are listed no more"
+
+
+def test_stops_also_the_tasks_that_workers_start_meanwhile(running, burst):
+    """Workers look after their fleet until they have ended."""
+
+    def stop(asked):
+        running.running.remove(asked["task"])
+        if asked["task"] == "arn:task/1":
+            running.running.append("arn:task/2")
+        return {"task": {}}
+
+    running.answers("ecs:StopTask", stop)
+    assert burst("teardown", "aws", "--yes", "--stop-tasks").exit_code == 0
+    assert [one["task"] for one in running.asked("ecs:StopTask")] == ["arn:task/1", "arn:task/2"]
 
 
 def test_instances_are_protected_and_so_ended_by_force(filled, burst):

@@ -272,7 +272,7 @@ class EcsFleet:
             return 0
         self._forget_notes()
         place, now = self._place, self._clock.monotonic()
-        known = [*alive, *place.tasks.past()]
+        known = [*alive, *place.tasks.past()] if number < 0 else []  # a number tells starts apart by itself
         launch = place.launcher.launch(count, known, avoid_spot=now < self._spot_rests_until, number=number)
         if launch.spot_short:
             self._spot_rests_until = self._clock.monotonic() + SPOT_REST

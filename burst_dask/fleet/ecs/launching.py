@@ -89,7 +89,7 @@ class Launcher:
         ----------
         known
             ARNs of the session's tasks, also of those that have stopped: what makes this wish another one than
-            those before.
+            those before. None of a start with a number, which does that.
         avoid_spot
             Whether machines other than those of Spot are to be tried first, if the plan allows for them.
         number
@@ -144,7 +144,8 @@ class Launcher:
             The answer: ``"tasks"`` and ``"failures"``.
         """
         request = run_request(self._plan, self.definition, self._session, self._store, provider, count, number)
-        token = client_token(request, known, attempt, int(self._clock.wall() // 3600))
+        hour = int(self._clock.wall() // 3600) if number < 0 else 0  # there is no second start of a number
+        token = client_token(request, known, attempt, hour)
         self._pace.take(count)
 
         def run() -> dict[str, Any]:

@@ -82,6 +82,15 @@ def test_workers_are_counted_by_their_starts_from_anywhere(fleet_of, ecs):
     assert len(ecs.names("DescribeTasks")) == described, "what a task belongs to is asked once"
 
 
+def test_a_start_is_done_once_however_often_it_is_asked_for(fleet_of, ecs, clock):
+    asyncio.run(fleet_of().begin(7, 12))
+    clock.pause(60)
+    asyncio.run(fleet_of().begin(7, 12))
+    assert len(ecs.tasks) == 12
+    asyncio.run(fleet_of().begin(8, 12))
+    assert len(ecs.tasks) == 24
+
+
 def test_stopped_tasks_are_found_though_ecs_takes_one_filter_only(fleet_of, ecs, clock):
     def one_filter(call, request):
         several = {"startedBy", "desiredStatus"} <= request.keys()
