@@ -188,6 +188,8 @@ def _described(plan: Plan, clients: Clients) -> str:
         told.append(f"  {_DONE.get(change.action, change.action):7} {change.resource:18} {change.kind}{again}")
     there = "" if plan.parameters.get("CreateBucket") == "true" else " (it is there already)"
     told.append(f"Bucket: {plan.parameters['BucketName']}{there}")
+    if not there and (days := plan.parameters.get("DataDays", "90")) != "0":
+        told.append(f"Data of sessions, results too, is deleted after {days} days; --data-days 0 keeps it")
     public = "with" if plan.parameters.get("AssignPublicIp") == "ENABLED" else "without"
     told.append(
         f"Workers: in {plan.parameters.get('Subnets')}, {public} public addresses, and nobody can connect to them"

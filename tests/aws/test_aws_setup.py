@@ -25,7 +25,7 @@ def test_shows_what_it_creates_and_asks(account, burst):
     shown = burst("setup", "aws", input="n\n")
     assert shown.exit_code == 0
     assert "create  Bucket             AWS::S3::Bucket\n" in shown.output
-    assert f"Bucket: {BUCKET}\n" in shown.output
+    assert f"Bucket: {BUCKET}\nData of sessions, results too, is deleted after 90 days" in shown.output
     assert shown.output.endswith("Do it? [y/N]: n\nNothing was changed\n")
     assert read_stack(account.clients) is None
     assert not account.asked("cloudformation:ExecuteChangeSet")
@@ -168,7 +168,7 @@ def test_no_such_subnet(account, burst):
 def test_a_bucket_that_is_there_is_used(account, burst):
     account.clients.client("s3").create_bucket(Bucket="mine")
     shown = burst("setup", "aws", "--yes", "--bucket", "mine")
-    assert "Bucket: mine (it is there already)" in shown.output
+    assert "Bucket: mine (it is there already)" in shown.output and "is deleted" not in shown.output
     assert (parameters(account)["BucketName"], parameters(account)["CreateBucket"]) == ("mine", "false")
 
 
