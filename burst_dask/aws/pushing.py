@@ -108,8 +108,8 @@ class Docker:
         if done.returncode:
             said = f": {done.stderr.strip().splitlines()[-1]}" if not shown and (done.stderr or "").strip() else ""
             raise ConfigError(
-                f"`{self.program} {arguments[0]}` failed with exit code {done.returncode}{said}. No tag of the "
-                "repository was changed. --codebuild builds at AWS instead"
+                f"`{self.program} {arguments[0]}` failed with exit code {done.returncode}{said}. Nothing was "
+                "pushed. --codebuild builds at AWS instead"
             )
         return done.stdout or ""
 
@@ -188,7 +188,7 @@ def _wait_for_builds(clients: Clients, builds: dict[str, str], clock: Clock, tel
             if build["buildStatus"] != "SUCCEEDED":
                 raise CloudError(
                     f"the image of {builds[id]} was not built ({build['buildStatus']}):\n{_last_lines(clients, build)}"
-                    "\nNo tag was changed. Put it right, and run `burst image push` again"
+                    "\nNothing was pushed. Put it right, and run `burst image push` again"
                 )
         if left and clock.monotonic() > until:
             raise WaitTimeout("the image was not built within 40 minutes. CodeBuild goes on; ask again later")

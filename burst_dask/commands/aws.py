@@ -101,7 +101,12 @@ def setup_aws(
     plan = setup.plan(clients, stack, wish, clock)
     if not plan.is_empty:
         _say(_described(plan, clients), quiet=as_json)
-        if dry_run or not (yes or click.confirm("Do it?", err=as_json)):
+        try:
+            agreed = not dry_run and (yes or click.confirm("Do it?", err=as_json))
+        except click.Abort:  # Ctrl-C must not leave the change set behind either
+            setup.drop(clients, plan)
+            raise
+        if not agreed:
             setup.drop(clients, plan)
             _say("Nothing was changed", quiet=as_json)
             if as_json:

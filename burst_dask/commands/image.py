@@ -13,7 +13,7 @@ from burst_dask.aws.image import Sources, check_architectures, differing, source
 from burst_dask.aws.stack import ARCHITECTURES, DEFAULT_NAME, Stack, read_stack
 from burst_dask.clock import SystemClock
 from burst_dask.commands.aws import place
-from burst_dask.errors import ConfigError
+from burst_dask.errors import BurstError, ConfigError
 
 _archs = click.option(
     "--arch", "archs", type=click.Choice(ARCHITECTURES), multiple=True, help="Only this one; may be repeated."
@@ -94,11 +94,20 @@ def push(
         pushing.forget(clients, there, [sources.tag, *tags])
     found = pushing.pushed(clients, there, list(tags))
     left = [arch for tag, arch in tags.items() if tag not in found]
-    if left and can:
-        _with_docker(docker, clients, there, sources, left)
-    elif left:
-        pushing.build_at_aws(clients, there, sources, left, SystemClock(), lambda line: click.echo(line, err=True))
-    built = pushing.publish(clients, there, sources)
+    try:
+        if left and can:
+            _with_docker(docker, clients, there, sources, left)
+        elif left:
+            pushing.build_at_aws(clients, there, sources, left, SystemClock(), lambda line: click.echo(line, err=True))
+        built = pushing.publish(clients, there, sources)
+    except BurstError:
+        if force:
+            click.echo(
+                f"Warning: {there.repository}:{sources.tag} was deleted, as --force asks, and there is no other yet: "
+                "until there is, sessions that use it can start no workers",
+                err=True,
+            )
+        raise
     uri = f"{there.repository}:{sources.tag}"
     if as_json:
         click.echo(json.dumps({"image": uri, "architectures": built, "built": left}))

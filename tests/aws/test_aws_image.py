@@ -229,9 +229,7 @@ def test_no_docker(burst):
 def test_a_build_that_fails(docker, burst):
     (docker.parent / "broken").write_text("build")
     shown = burst("image", "build", "--docker", str(docker))
-    assert (
-        shown.exit_code == 1 and "build` failed with exit code 1. No tag of the repository was changed" in shown.output
-    )
+    assert shown.exit_code == 1 and "build` failed with exit code 1. Nothing was pushed" in shown.output
 
 
 def test_docker_pushes_and_an_index_names_both(stack, docker, burst):
@@ -342,7 +340,10 @@ def test_a_failed_build_shows_the_end_of_its_log(codebuild, burst):
     codebuild.answers("logs:GetLogEvents", {"events": [{"message": "no space left\n"}]})
     shown = burst("image", "push", "--codebuild")
     assert shown.exit_code == 1
-    assert "the image of x86_64 was not built (FAILED):\nno space left\nNo tag was changed" in shown.output
+    assert "the image of x86_64 was not built (FAILED):\nno space left\nNothing was pushed" in shown.output
+    assert "was deleted" not in shown.output
+    shown = burst("image", "push", "--codebuild", "--force")
+    assert "was deleted, as --force asks" in shown.output and "Nothing was pushed" in shown.output
 
 
 def test_no_stack_to_push_to(account, burst):

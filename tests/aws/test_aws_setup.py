@@ -31,6 +31,14 @@ def test_shows_what_it_creates_and_asks(account, burst):
     assert not account.asked("cloudformation:ExecuteChangeSet")
 
 
+def test_ctrl_c_at_the_question_leaves_nothing(account, burst):
+    shown = burst("setup", "aws", input="")
+    assert shown.exit_code != 0
+    assert read_stack(account.clients) is None
+    assert not account.asked("cloudformation:ExecuteChangeSet")
+    assert account.asked("cloudformation:DeleteStack") or account.asked("cloudformation:DeleteChangeSet")
+
+
 def test_creates_and_tells_the_next_line(account, burst):
     shown = burst("setup", "aws", input="y\n")
     assert "The stack burst-dask stands." in shown.output
