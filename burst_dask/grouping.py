@@ -271,9 +271,9 @@ class Futures:
             place = reuse.place(key, lasting=True)
             if place is None:
                 left[key] = call
-            elif place[0].own:
+            elif place[0].own and place[1] in place[0].outputs:
                 found.setdefault(place[0].run, (place[0].view, {}))[1][place[1]] = call.future
-            else:
+            else:  # copied: intermediate results may be deleted, of a run that is complete, too
                 left[key] = call._replace(node=Stored(key, place[0].run, place[1], self.link.store.url))
         for view, futures in found.values():
             self._place(view, futures, own=False)

@@ -311,6 +311,18 @@ def test_a_call_that_was_cancelled_and_what_needs_it_are_made_anew(again):
     assert ran() == [4, 5, 8] and runs(session) == 2
 
 
+def test_a_call_has_a_copy_of_what_was_an_intermediate_result(again, unfinished):
+    first, _, gate = unfinished
+    gate.open()
+    first.wait()
+    ran()
+    session = again()
+    futures = session.map(note, range(40), key="n")
+    assert session.gather(futures) == list(range(40))
+    assert len(ran()) < 40
+    assert all(session._link.futures[future.key][0] != first.id for future in futures)
+
+
 def test_calls_are_part_of_graphs(again):
     def build(session):
         part = session.submit(double, 4, key="part")
