@@ -417,7 +417,7 @@ class Agent:
             shard,
             found.table,
             context.memory.scope(),
-            found.view.outcome,
+            found.view,
             context.durations,
             context.load.resources,
         )
