@@ -424,13 +424,8 @@ class RunView:
         wanted: dict[tuple[ShardId, int | None, str], list[tuple[int, Span]]] = {}
         for task in tasks:
             outcome = self.outcome(task)
-            if outcome is not None and self._is_discarded(task):
-                raise ResultDiscarded(
-                    f"the result of task {task} of run {self.run} was an intermediate one, and was deleted when "
-                    "nothing needed it any more. Session(keep_intermediates=True) keeps them"
-                )
             if outcome is None or outcome.location is None:
-                raise ProtocolError(f"task {task} of run {self.run} has no stored outcome")
+                raise self._missing(task)
             number, name = object_key_name(outcome.location, outcome.shard.index)
             span = Span(outcome.location.start, outcome.location.end)
             wanted.setdefault((outcome.shard.id, number, name), []).append((task, span))
@@ -438,6 +433,15 @@ class RunView:
         for bodies in await in_parallel(self._fetch_object, wanted.items()):
             found.update(bodies)
         return found
+
+    def _missing(self, task: int) -> Exception:
+        """Return why no result of a task is stored."""
+        if not self._is_discarded(task):
+            return ProtocolError(f"task {task} of run {self.run} has no stored outcome")
+        return ResultDiscarded(
+            f"the result of task {task} of run {self.run} was an intermediate one, and was deleted when nothing needed "
+            "it any more. Session(keep_intermediates=True) keeps them"
+        )
 
     async def _fetch_object(
         self, item: tuple[tuple[ShardId, int | None, str], list[tuple[int, Span]]]
