@@ -84,12 +84,13 @@ class Files:
     def _write(self, key: str, buffers: Sequence[Buffer], publish: Callable[[Path, Path], bool]) -> bool:
         path = self._path(key)
         for _ in range(_TRIES):
-            self._keep(path.parent)
-            with contextlib.suppress(FileNotFoundError), self._written(path.parent, buffers) as new:
-                if not publish(new, path):
-                    return False
-                self._sync_folder(path.parent)
-                return True
+            with contextlib.suppress(FileNotFoundError):
+                self._keep(path.parent)
+                with self._written(path.parent, buffers) as new:
+                    if not publish(new, path):
+                        return False
+                    self._sync_folder(path.parent)
+                    return True
             self._kept.clear()  # somebody has tidied away the folder, or the new file before it was locked
         raise StoreUnavailable(f"{path.parent} was removed each time that {path.name} was to be written there")
 
@@ -112,7 +113,12 @@ class Files:
         """See that `folder` is there and on the disk."""
         if folder in self._kept:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # and when pathlib looked what it is, it was gone
+            if not folder.exists():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         new = [folder]
         while new[-1] != self._root and new[-1] not in self._kept:
             self._sync_folder(new[-1].parent)

@@ -12,7 +12,7 @@ import sys
 import pytest
 from contract import in_loop, listed
 
-from burst_dask.errors import ConfigError, StoreError, StoreFull, StoreUnavailable, StoreUnsuitable
+from burst_dask.errors import ConfigError, StoreError, StoreFull, StoreMissing, StoreUnavailable, StoreUnsuitable
 from burst_dask.store import open_store
 from burst_dask.store.files import Files
 
@@ -219,6 +219,27 @@ def test_a_folder_that_is_tidied_away_meanwhile_is_made_again(root, monkeypatch)
     others[:] = [lambda: (root / "log/1").unlink(missing_ok=True), *[lambda: Files(root).delete(["log/1"])] * 20]
     with pytest.raises(StoreUnavailable, match="removed each time"):
         files.put("log/2", [b"3"])
+
+
+def test_a_folder_that_is_tidied_away_while_it_is_made_is_made_again(root, monkeypatch):
+    files, works = Files(root), os.mkdir
+    times = iter(["there", "gone"])
+
+    def late(path, *args, **options):
+        if next(times, None) == "there":
+            raise FileExistsError(errno.EEXIST, "File exists")  # of another writer, and removed before it is looked at
+        works(path, *args, **options)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    files.put("log/0", [b"1"])
+    assert (root / "log/0").read_bytes() == b"1"
+
+
+def test_an_object_is_no_folder(root):
+    store = open_store(root)
+    asyncio.run(store.put("log", b"1"))
+    with pytest.raises(StoreMissing, match="Not a directory"):
+        asyncio.run(store.create("log/0", b"1"))
 
 
 def test_what_dead_writers_left_is_hidden_and_goes_with_the_last_object(root):
