@@ -56,7 +56,8 @@ class Files:
         missing = [path for path in (root, *root.parents) if not path.exists()]
         root.mkdir(parents=True, exist_ok=True)
         for path in missing:
-            self._sync_folder(path.parent)
+            with contextlib.suppress(PermissionError):  # it may be written to, and not be read: then it is not ours
+                self._sync_folder(path.parent)
 
     def create(self, key: str, buffers: Sequence[Buffer]) -> bool:
         """Write `key` unless it is there; tell whether it was not."""
