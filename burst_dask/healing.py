@@ -1,7 +1,7 @@
 """Starting workers where work is left and nobody is there to do it, in all sessions of a store: for a schedule.
 
-A schedule looks every few minutes, and most sessions of a store are over. Each is read once, and marked then (`keys.over`):
-later looks cost two listings, and what the sessions cost that are open.
+A schedule looks every few minutes, and most sessions of a store are over. Each is read once, and marked then
+(`keys.over`): later looks cost two listings, and what the sessions cost that are open.
 """
 
 from __future__ import annotations
