@@ -77,17 +77,22 @@ def trust(stack: Stack) -> dict[str, Any]:
     }
 
 
-def policy(stack: Stack, session: SessionId, bucket: str, path: str) -> dict[str, Any]:
+def policy(
+    stack: Stack, session: SessionId, bucket: str, path: str, earlier: SessionId | None = None
+) -> dict[str, Any]:
     """Return what workers of one session may do.
 
     Parameters
     ----------
     bucket, path
         Of the store; the path without slashes around it.
+    earlier
+        The session of the same name that is over, and whose results are used (``resume=True``).
     """
     partition, account = _account(stack)
     arn, objects = f"arn:{partition}", f"arn:{partition}:s3:::{bucket}/{path}/"
     own = f"{objects}{keys.session_prefix(session)}"
+    read = [] if earlier is None else [f"{objects}{keys.runs(earlier)}*"]
     secret = f"secret:{secret_name(stack.name, session)}-??????"  # AWS adds six letters to the name
     statements = [
         # Without it, S3 answers 403 and not 404 for an object that is not there yet, which workers wait for. That
@@ -98,7 +103,7 @@ def policy(stack: Stack, session: SessionId, bucket: str, path: str) -> dict[str
             "Resource": f"{arn}:s3:::{bucket}",
             "Condition": {"StringLikeIfExists": {"s3:prefix": [f"{path}/{keys.session_prefix(session)}*"]}},
         },
-        _allow("s3:GetObject", [f"{own}*", f"{objects}{keys.manifest(session)}"]),
+        _allow("s3:GetObject", [f"{own}*", f"{objects}{keys.manifest(session)}", *read]),
         _allow(["s3:PutObject", "s3:AbortMultipartUpload"], f"{own}*"),
         _allow("s3:DeleteObject", f"{own}runs/*/segments/*"),
         _allow("s3:DeleteObject", f"{arn}:s3:::*{keys.LASTING}") | {"Effect": "Deny"},
@@ -139,8 +144,12 @@ def _allow(
     return statement | ({"Condition": condition} if condition else {})
 
 
-def make_role(clients: Clients, stack: Stack, session: SessionId, bucket: str, path: str) -> str:
+def make_role(
+    clients: Clients, stack: Stack, session: SessionId, bucket: str, path: str, earlier: SessionId | None = None
+) -> str:
     """Make the role of a session, and return its ARN; ECS may take some seconds until it knows it.
+
+    The arguments are those of `policy`.
 
     Raises
     ------
@@ -166,7 +175,7 @@ def make_role(clients: Clients, stack: Stack, session: SessionId, bucket: str, p
         raise
     try:
         with explained("iam:PutRolePolicy", arn, _UNOPENED):
-            document = json.dumps(policy(stack, session, bucket, path))
+            document = json.dumps(policy(stack, session, bucket, path, earlier))
             iam.put_role_policy(RoleName=name, PolicyName=POLICY, PolicyDocument=document)
     except BaseException:
         try:

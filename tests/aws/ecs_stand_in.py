@@ -62,7 +62,8 @@ class RunningTask:
         self.exit_code: int | None = None
         self.created = stand_in.now()
         self.stopped = 0.0
-        self.provider = request["capacityProviderStrategy"][0]["capacityProvider"]
+        strategy = request.get("capacityProviderStrategy") or [{"capacityProvider": request["launchType"]}]
+        self.provider = strategy[0]["capacityProvider"]
         self.process: subprocess.Popen[bytes] | None = None
         self._stand_in = stand_in
         self.home = Path(tempfile.mkdtemp(prefix="task-", dir=stand_in.directory))
@@ -72,15 +73,26 @@ class RunningTask:
     @property
     def environment(self) -> dict[str, str]:
         """What the container sees."""
-        (override,) = self.request["overrides"]["containerOverrides"]
-        assert override["name"] == self.container["name"]
+        override = self._override
         named = [*self.container.get("environment", ()), *override.get("environment", ())]
         return self._stand_in.image | {"HOME": str(self.home)} | {one["name"]: one["value"] for one in named}
 
     @property
     def command(self) -> list[str]:
-        (override,) = self.request["overrides"]["containerOverrides"]
+        override = self._override
         return [*self.container.get("entryPoint", ()), *override.get("command", self.container.get("command", ()))]
+
+    @property
+    def role(self) -> str:
+        """ARN of the role that the task's processes have."""
+        override = self.request.get("overrides", {}).get("taskRoleArn")
+        return str(override or self.definition.get("taskRoleArn", ""))
+
+    @property
+    def _override(self) -> dict[str, Any]:
+        overrides = self.request.get("overrides", {}).get("containerOverrides", [])
+        assert all(one["name"] == self.container["name"] for one in overrides)
+        return overrides[0] if overrides else {}
 
     def start(self) -> None:
         """Run the container's process, or fail as ECS does."""
@@ -467,6 +479,7 @@ TEMPLATE = {
         "Subnets": {"Value": "subnet-0000000a,subnet-0000000b"},
         "SecurityGroups": {"Value": "sg-0000000a"},
         "AssignPublicIp": {"Value": "ENABLED"},
+        "Boundary": {"Value": f"arn:aws:iam::{ACCOUNT}:policy/burst-dask/burst-dask/boundary"},
         "CapacityProviderX86": {"Value": "burst-dask-x86"},
         "CapacityProviderX86Spot": {"Value": "burst-dask-x86-spot"},
         "CapacityProviderArm": {"Value": "burst-dask-arm"},

@@ -71,7 +71,7 @@ def test_changes_what_is_asked_for(stack, burst):
     before = parameters_of_stack(stack)
     stack.answers("cloudformation:ExecuteChangeSet", {})  # moto cannot change policies
     stack.answers("cloudformation:DescribeStackEvents", {"StackEvents": []})
-    status = iter(["CREATE_COMPLETE", "UPDATE_IN_PROGRESS", "UPDATE_COMPLETE", "UPDATE_COMPLETE"])
+    status = iter(["CREATE_COMPLETE", "CREATE_COMPLETE", "UPDATE_IN_PROGRESS", "UPDATE_COMPLETE", "UPDATE_COMPLETE"])
     described = stack.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"][0]
     stack.answers("cloudformation:DescribeStacks", lambda _: {"Stacks": [described | {"StackStatus": next(status)}]})
     shown = burst("setup", "aws", "--yes", "--log-days", "7", "--no-self-healing")

@@ -195,7 +195,9 @@ CALLS = {
     "ecs:ListTasks",
     "ecs:DescribeTasks",
     "ecs:StopTask",
+    "ecs:ListContainerInstances",
     "ecs:ListTaskDefinitionFamilies",
+    "iam:ListRoles",
     "ecr:ListImages",
     "ecr:BatchDeleteImage",
 }
