@@ -120,7 +120,7 @@ def leftover(clients: Clients, name: str) -> Leftover | None:
     if found is None or found["StackStatus"] not in _NEVER_STOOD:
         return None
     status = found["StackStatus"]
-    return Leftover(str(found["StackId"]), f"the stack {name} is {status}: {_NEVER_STOOD[status]}")
+    return Leftover(str(found["StackId"]), f"The stack {name} is {status}: {_NEVER_STOOD[status]}")
 
 
 def plan(clients: Clients, name: str, wish: Wish, clock: Clock) -> Plan:

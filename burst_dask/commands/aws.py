@@ -105,7 +105,7 @@ def setup_aws(
     clients, clock = Clients.of(region, profile), SystemClock()
     wish = Wish(vpc, tuple(filter(None, (subnets or "").split(","))), bucket, stores, _options(options))
     if (left := setup.leftover(clients, stack)) is not None:
-        _say(f"{left.state.capitalize()}. It is removed, and then created anew", quiet=as_json)
+        _say(f"{left.state}. It is removed, and then created anew", quiet=as_json)
         if dry_run or not (yes or click.confirm("Remove it?", err=as_json)):
             _nothing(as_json, [])
             return
