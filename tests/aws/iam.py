@@ -90,7 +90,8 @@ TEMPLATE = yaml.load(asset("stack.yaml").read_text(), _Loader)
 class Filled:
     """The template as CloudFormation fills it in, with parameters that differ from the defaults."""
 
-    def __init__(self, **parameters: Any) -> None:
+    def __init__(self, stack: str = STACK, **parameters: Any) -> None:
+        self.stack = stack
         self.parameters = {name: one.get("Default", "") for name, one in TEMPLATE["Parameters"].items()}
         self.parameters |= {"BucketName": BUCKET, "Vpc": "vpc-1", "Subnets": ["subnet-1"], "AssignPublicIp": "ENABLED"}
         self.parameters |= parameters
@@ -98,7 +99,7 @@ class Filled:
             "AWS::Partition": "aws",
             "AWS::Region": REGION,
             "AWS::AccountId": ACCOUNT,
-            "AWS::StackName": STACK,
+            "AWS::StackName": stack,
         }
 
     def properties(self, name: str) -> Any:
@@ -144,9 +145,13 @@ class Filled:
             return self.parameters[name]
         assert name in TEMPLATE["Resources"], name
         kind = TEMPLATE["Resources"][name]["Type"]
-        if kind == "AWS::ECS::Cluster":
-            return STACK
-        return f"{ARN.format('ecs')}task-definition/{STACK}-healer:1" if kind == "AWS::ECS::TaskDefinition" else name
+        named = {
+            "AWS::ECS::Cluster": self.stack,
+            "AWS::ECS::TaskDefinition": f"{ARN.format('ecs')}task-definition/{self.stack}-healer:1",
+        }
+        if kind == "AWS::Logs::LogGroup":
+            return self(TEMPLATE["Resources"][name]["Properties"]["LogGroupName"])
+        return named.get(kind, name)
 
     def attribute(self, path: str) -> str:
         name, _, attribute = path.partition(".")
@@ -154,8 +159,8 @@ class Filled:
         if attribute != "Arn":
             return f"{name}-{attribute}"
         if kind == "AWS::IAM::Role":
-            return f"arn:aws:iam::{ACCOUNT}:role/{STACK}-{name}"
-        return CLUSTER if kind == "AWS::ECS::Cluster" else f"{ARN.format('x')}{name}"
+            return f"arn:aws:iam::{ACCOUNT}:role/{self.stack}-{name}"
+        return f"{ARN.format('ecs')}cluster/{self.stack}" if kind == "AWS::ECS::Cluster" else f"{ARN.format('x')}{name}"
 
     def text(self, text: str) -> str:
         def value(match: re.Match[str]) -> str:

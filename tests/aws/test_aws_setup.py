@@ -293,7 +293,7 @@ def test_an_image_that_is_pushed_is_not_that_of_the_schedule(scheduled):
     account, first = scheduled
     stack = read_stack(account.clients)
     assert schedule.outdated(stack, first) == ""
-    said = f"The schedule of the stack burst-dask still runs {first}; run `burst setup aws` to change that"
+    said = f"The schedule of the stack burst-dask still runs {first}; `burst setup aws` has it run this one"
     assert schedule.outdated(stack, f"{first}2") == said
 
 
