@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from burst_dask.aws import schedule
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.aws.image import Sources, differing
@@ -106,6 +107,7 @@ def _findings(clients: Clients, name: str, question: Question, sources: Sources)
         "cluster": lambda: _cluster(clients, stack),
         "network": lambda: _network(clients, stack, question),
         "image": lambda: _image(clients, stack, question, sources),
+        "schedule": lambda: _schedule(clients, stack),
         "quotas": lambda: _quotas(clients, question),
         "store": lambda: _store(clients, stack, question),
     }
@@ -219,6 +221,21 @@ def _image(clients: Clients, stack: Stack, question: Question, sources: Sources)
         )
     if different := differing(sources):
         yield Finding("note", "image", different)
+
+
+def _schedule(clients: Clients, stack: Stack) -> Iterator[Finding]:
+    """Yield whether the schedule can run, and runs what workers do."""
+    if not stack.schedule:
+        return
+    if architectures_of(clients, stack.heal_image) is None:
+        gone = (
+            f"there is no {stack.heal_image} any more, which it runs: run `burst setup aws`, which takes the newest one"
+        )
+        yield Finding("note", "schedule", gone)
+    elif old := schedule.outdated(stack, stack.image):
+        yield Finding("note", "schedule", old)
+    else:
+        yield Finding("ok", "schedule", f"{stack.schedule} runs {stack.heal_image}")
 
 
 def _quotas(clients: Clients, question: Question) -> Iterator[Finding]:

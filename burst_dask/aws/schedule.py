@@ -76,11 +76,9 @@ def told(clients: Clients, found: Mapping[str, str]) -> str:
 
 def outdated(stack: Stack, image: str) -> str:
     """Return in words that the schedule runs another image than `image`; empty if it does not."""
-    if not stack.schedule or stack.heal_image == image:
+    if not stack.schedule or image in ("", stack.heal_image):
         return ""
-    return (
-        f"The schedule of the stack {stack.name} still runs {stack.heal_image}; `burst setup aws` has it run this one"
-    )
+    return f"The schedule of the stack {stack.name} runs {stack.heal_image}; `burst setup aws` has it run {image}"
 
 
 def is_its(task: Mapping[str, Any], stack: Stack) -> bool:

@@ -289,11 +289,20 @@ def test_a_schedule_takes_the_newest_image_and_stays_when_it_cannot_be_seen(sche
     assert (parameters(account)["HealImage"], parameters(account)["HealEvery"]) == (first, "15")
 
 
+def test_the_doctor_looks_at_the_schedule(scheduled, burst):
+    account, first = scheduled
+    assert f"ok      schedule: burst-dask-heal runs {first}\n" in burst("doctor", "aws").output
+    newest = push(account, "second", "amd64")
+    assert f"`burst setup aws` has it run {newest}\n" in burst("doctor", "aws").output
+    account.clients.client("ecr").batch_delete_image(repositoryName="burst-dask", imageIds=[{"imageTag": "first"}])
+    assert f"note    schedule: there is no {first} any more" in burst("doctor", "aws").output
+
+
 def test_an_image_that_is_pushed_is_not_that_of_the_schedule(scheduled):
     account, first = scheduled
     stack = read_stack(account.clients)
     assert schedule.outdated(stack, first) == ""
-    said = f"The schedule of the stack burst-dask still runs {first}; `burst setup aws` has it run this one"
+    said = f"The schedule of the stack burst-dask runs {first}; `burst setup aws` has it run {first}2"
     assert schedule.outdated(stack, f"{first}2") == said
 
 
