@@ -165,7 +165,7 @@ def _network(clients: Clients, stack: Stack, question: Question) -> Iterator[Fin
             yield Finding(
                 "blocks",
                 "network",
-                f"{subnet.id} has no way to the image registry: add a NAT, or run "
+                f"{subnet.id} has no way to the image registry and to CloudWatch Logs: add a NAT, or run "
                 "`burst setup aws --private-endpoints`",
             )
         if not blocked and not subnet.s3_endpoint and subnet.way == "nat":
@@ -248,7 +248,7 @@ def _quotas(clients: Clients, question: Question) -> Iterator[Finding]:
         text = f"{quota.what}: {quota.value:g} vCPU at a time"
         more = (
             f"; ask for more: `aws service-quotas request-service-quota-increase --service-code {quota.service} "
-            f"--quota-code {quota.code} --desired-value 256`, which may take a day"
+            f"--quota-code {quota.code} --desired-value {_desired(question)}`, which may take a day"
         )
         if (launch_type, spot) != asked:
             yield Finding("ok", "quotas", text)
@@ -269,6 +269,12 @@ def _quotas(clients: Clients, question: Question) -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", "quotas", text)
+
+
+def _desired(question: Question) -> int:
+    """Return a quota that is worth asking for: some more than is needed, in round numbers."""
+    needed = question.workers * question.cpus
+    return next(size for size in (256 << doublings for doublings in range(64)) if size >= needed)
 
 
 def _store(clients: Clients, stack: Stack, question: Question) -> Iterator[Finding]:

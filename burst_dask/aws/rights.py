@@ -64,8 +64,15 @@ def rights_of(clients: Clients, stack: Stack) -> tuple[Right, ...]:
         Right("pricing:GetProducts", "*", "prices of today", needed=False),
         Right("servicequotas:GetServiceQuota", "*", "quotas", needed=False),
         Right("ecs:DescribeClusters", cluster, "burst doctor aws", needed=False),
+        *(_of_key(stack.kms_key) if stack.kms_key else ()),
         *(_of_isolation(arn, clients.account, stack) if stack.boundary else ()),
     )
+
+
+def _of_key(key: str) -> Iterator[Right]:
+    """Yield what reading and writing an encrypted bucket takes besides the rights on the bucket."""
+    for action in ("kms:Decrypt", "kms:GenerateDataKey"):
+        yield Right(action, key, "sessions, since the bucket is encrypted with that key")
 
 
 def _of_isolation(arn: str, account: str, stack: Stack) -> Iterator[Right]:
@@ -112,7 +119,11 @@ def _principal(clients: Clients) -> str:
 
 def _known(clients: Clients, stack: Stack) -> dict[str, str]:
     """Return what policies may be bound to, and IAM knows of a real call only."""
-    return {"ecs:cluster": _cluster(clients, stack), "iam:PermissionsBoundary": stack.boundary}
+    return {
+        "ecs:cluster": _cluster(clients, stack),
+        "ecs:CreateAction": "RunTask",
+        "iam:PermissionsBoundary": stack.boundary,
+    }
 
 
 def _simulated(clients: Clients, principal: str, rights: tuple[Right, ...], of_call: dict[str, str]) -> Iterator[Right]:

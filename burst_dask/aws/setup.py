@@ -16,7 +16,7 @@ from burst_dask.aws.assets import TEMPLATE, asset
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.events import Event, events_of, failure, wait_for
 from burst_dask.aws.explain import code_of, explained
-from burst_dask.aws.network import choose_network
+from burst_dask.aws.network import Network, choose_network
 from burst_dask.aws.stack import STACK_TAG, Stack, describe, read_stack
 from burst_dask.clock import Clock
 from burst_dask.errors import AccessDenied, CloudError, ConfigError, WaitTimeout
@@ -163,7 +163,7 @@ def wanted_parameters(clients: Clients, name: str, wish: Wish, old: Mapping[str,
             "Vpc": network.vpc,
             "Subnets": ",".join(subnet.id for subnet in network.subnets),
             "AssignPublicIp": "ENABLED" if network.assign_public_ip else "DISABLED",
-            "RouteTables": ",".join(network.route_tables),
+            "RouteTables": ",".join(_tables(network, old)),
         }
     found |= _bucket(clients, name, wish.bucket, old)
     if found.get("HealEvery", "0") != "0":
@@ -176,6 +176,15 @@ def wanted_parameters(clients: Clients, name: str, wish: Wish, old: Mapping[str,
                 f"with one such as c7i.2xlarge. {_UNCHANGED}"
             )
     return found
+
+
+def _tables(network: Network, old: Mapping[str, str]) -> list[str]:
+    """Return the route tables to which the stack adds its endpoint of S3.
+
+    Among them are those that have it already: it may look like somebody else's, and would be taken away.
+    """
+    own = {table for table in old.get("RouteTables", "").split(",") if table}
+    return sorted({*network.route_tables, *(own & {subnet.route_table for subnet in network.subnets})})
 
 
 def apply(clients: Clients, plan: Plan, clock: Clock, tell: Callable[[Event], None]) -> Stack:

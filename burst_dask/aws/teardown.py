@@ -127,8 +127,12 @@ def stop_tasks(clients: Clients, stack: Stack, clock: Clock) -> None:
     while True:
         for task in running_tasks(clients, stack.cluster):
             arn = str(task["taskArn"])
-            with explained("ecs:StopTask", arn, "Some tasks may have been stopped; nothing was removed"):
-                ecs.stop_task(cluster=stack.cluster, task=arn, reason="burst teardown aws")
+            try:
+                with explained("ecs:StopTask", arn, "Some tasks may have been stopped; nothing was removed"):
+                    ecs.stop_task(cluster=stack.cluster, task=arn, reason="burst teardown aws")
+            except CloudError as error:
+                if code_of(error) != "InvalidParameterException":  # it has ended meanwhile, and is forgotten
+                    raise
             stopping.add(arn)
         if not stopping:
             return

@@ -165,6 +165,24 @@ def test_an_endpoint_that_is_there_is_not_made_again(account, burst):
     assert parameters(account)["RouteTables"] == ""
 
 
+def test_the_stacks_own_endpoint_is_not_taken_for_somebody_elses(stack, burst):
+    """Where it has no tag that tells, the stack would delete it, and its workers had no free way to S3."""
+    before = parameters_of_stack(stack)
+    assert before["RouteTables"]
+    untagged = stack.clients.client("ec2").describe_vpc_endpoints()["VpcEndpoints"]
+    stack.answers("ec2:DescribeVpcEndpoints", {"VpcEndpoints": [one | {"Tags": []} for one in untagged]})
+    burst("setup", "aws", "--dry-run", "--subnets", before["Subnets"])
+    assert parameters(stack)["RouteTables"] == before["RouteTables"]
+
+
+def test_more_subnets_than_a_page_has(account, burst):
+    found = account.clients.client("ec2").describe_subnets()["Subnets"]
+    pages = {None: {"Subnets": found[:4], "NextToken": "more"}, "more": {"Subnets": found[4:]}}
+    account.answers("ec2:DescribeSubnets", lambda asked: pages[asked.get("NextToken")])
+    burst("setup", "aws", "--dry-run")
+    assert len(parameters(account)["Subnets"].split(",")) == len(found) == 6
+
+
 def test_no_such_subnet(account, burst):
     shown = burst("setup", "aws", "--yes", "--subnets", "subnet-00000000")
     assert shown.exit_code == 1 and "aws ec2 describe-subnets" in shown.output

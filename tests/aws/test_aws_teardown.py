@@ -6,6 +6,7 @@ import json
 
 import pytest
 import servers
+from botocore.exceptions import ClientError
 
 from burst_dask.aws.stack import read_stack
 
@@ -116,6 +117,16 @@ def test_stops_tasks_when_told(running, burst):
     names = [name for name, _ in running.calls]
     assert names.index("ecs:StopTask") < names.index("cloudformation:DeleteStack")
     assert next(running.statuses, None) is None, "it waits until they have stopped, though they are listed no more"
+
+
+def test_a_task_that_has_ended_meanwhile_needs_no_stopping(running, burst):
+    def gone(asked):
+        running.running.remove(asked["task"])
+        raise ClientError({"Error": {"Code": "InvalidParameterException", "Message": "not found"}}, "StopTask")
+
+    running.answers("ecs:StopTask", gone)
+    assert burst("teardown", "aws", "--yes", "--stop-tasks").exit_code == 0
+    assert read_stack(running.clients) is None
 
 
 def test_stops_also_the_tasks_that_workers_start_meanwhile(running, burst):
