@@ -5,7 +5,7 @@ itself; everything else, also of ECS, goes to moto. A task's process gets a clea
 give it, the task definition's and the override's, and nothing of whoever runs the tests. What it writes goes to the
 log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
 
-Of tasks that have the role of a single session, what they ask of S3 is held to what that role and its boundary allow.
+What tasks with the role of a single session or of the schedule ask of S3 is held to what that role allows.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RunningTask:
         """What the container sees."""
         override = self._override
         named = [*self.container.get("environment", ()), *override.get("environment", ())]
-        own = {"HOME": str(self.home)} | ({"AWS_ACCESS_KEY_ID": self.key} if self.is_alone else {})
+        own = {"HOME": str(self.home)} | ({"AWS_ACCESS_KEY_ID": self.key} if self.is_held else {})
         return self._stand_in.image | own | {one["name"]: one["value"] for one in named}
 
     @property
@@ -88,9 +88,9 @@ class RunningTask:
         return f"ROLE{self.id[:16].upper()}"
 
     @property
-    def is_alone(self) -> bool:
-        """Whether it has the role of a single session."""
-        return ":role/burst-dask/" in self.role
+    def is_held(self) -> bool:
+        """Whether it has the role of a single session, or of the schedule."""
+        return ":role/burst-dask/" in self.role or self.role in self._stand_in.healers
 
     @property
     def command(self) -> list[str]:
@@ -239,6 +239,8 @@ class EcsStandIn:
         #: calls of ECS, as (name, request)
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.faults: list[Fault] = []
+        #: roles of schedules that have been fired, and the stacks of which they are
+        self.healers: dict[str, iam.Filled] = {}
         self._tokens: dict[str, tuple[dict[str, Any], list[RunningTask]]] = {}
         self._lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -321,6 +323,7 @@ class EcsStandIn:
         target = filled.properties("Schedule")["Target"]["EcsParameters"]
         # moto leaves out much of a definition that a stack brings.
         definition = _camel(filled.properties("HealerDefinition"))
+        self.healers[definition["taskRoleArn"]] = filled
         self.client("ecs").register_task_definition(**definition)
         assert f"/{definition['family']}:" in target["TaskDefinitionArn"]
         network = target["NetworkConfiguration"]["AwsvpcConfiguration"]
@@ -337,8 +340,8 @@ class EcsStandIn:
         return next(task for task in self.tasks if task.arn == answer["tasks"][0]["taskArn"])
 
     def refuses(self, method: str, url: str, authorization: str) -> bool:
-        """Tell whether IAM would refuse a request to S3, of a task that has the role of a single session."""
-        task = next((task for task in self.tasks if task.is_alone and f"={task.key}/" in authorization), None)
+        """Tell whether IAM would refuse a request to S3, of a task whose role is known here."""
+        task = next((task for task in self.tasks if task.is_held and f"={task.key}/" in authorization), None)
         if task is None:
             return False
         parts = urlsplit(url)
@@ -352,6 +355,8 @@ class EcsStandIn:
         return not self._may(task.role, wanted, f"arn:aws:s3:::{bucket}", **prefix)
 
     def _may(self, role: str, action: str, resource: str, **context: str) -> bool:
+        if role in self.healers:
+            return self.healers[role].may("HealerRole", action, resource, **context)
         name = role.rpartition("/")[2]
         own = self.client("iam").get_role_policy(RoleName=name, PolicyName="session")["PolicyDocument"]
         boundary = iam.Filled(BucketName=BUCKET).properties("Boundary")["PolicyDocument"]
