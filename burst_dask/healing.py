@@ -22,6 +22,9 @@ from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.store import Store
 from burst_dask.store.base import listed
 
+#: Seconds after its deadline from which a session is taken for expired, whatever a client's clock says.
+SURELY = 3600.0
+
 
 class Healed(NamedTuple):
     """What was done for a session."""
@@ -61,8 +64,11 @@ async def _open_link(store: Store, session: SessionId, author: Author) -> Link |
         link = await opening.attach(store, session, author)
         if link is None:  # cleaned up meanwhile
             return None
-        if link.manifest.fleet.kind != "local" and await link.condition() == "open":
+        condition = "local" if link.manifest.fleet.kind == "local" else await link.condition()
+        if condition == "open":
             return link
+        if condition == "expired" and await link.now() < (await link.deadline() or 0.0) + SURELY:
+            return None
         with contextlib.suppress(StoreAccessDenied):  # whoever may not is as right, and slower
             await _mark(link)
     except CorruptObject:  # damaged, or of a newer version: `burst doctor` tells

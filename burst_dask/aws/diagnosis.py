@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from burst_dask.aws import schedule
+from burst_dask.aws import isolation, schedule
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.aws.image import Sources, differing
@@ -21,6 +21,10 @@ from burst_dask.store.address import Address
 
 #: ``"blocks"``: no worker can run; ``"note"``: some things will not work, or cost; ``"ok"``: as it should be.
 Level = Literal["ok", "note", "blocks"]
+
+
+#: Roles of single sessions from which on it is told how to have fewer.
+_MANY_ROLES = 300
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def _findings(clients: Clients, name: str, question: Question, sources: Sources)
         "network": lambda: _network(clients, stack, question),
         "image": lambda: _image(clients, stack, question, sources),
         "schedule": lambda: _schedule(clients, stack),
+        "isolation": lambda: _isolation(clients, stack),
         "quotas": lambda: _quotas(clients, question),
         "store": lambda: _store(clients, stack, question),
     }
@@ -236,6 +241,18 @@ def _schedule(clients: Clients, stack: Stack) -> Iterator[Finding]:
         yield Finding("note", "schedule", old)
     else:
         yield Finding("ok", "schedule", f"{stack.schedule} runs {stack.heal_image}")
+
+
+def _isolation(clients: Clients, stack: Stack) -> Iterator[Finding]:
+    """Yield how many sessions have roles of their own, before an account has no room for another one."""
+    try:
+        count = len(isolation.roles_of(clients, stack.name))
+    except AccessDenied:  # of interest to those only who open such sessions
+        return
+    if count:
+        text = f"{count} sessions have roles of their own, and an account has 1,000 roles unless it asks for more"
+        more = "; `burst cleanup SESSION` deletes that of one that is over" if count >= _MANY_ROLES else ""
+        yield Finding("note" if more else "ok", "isolation", f"{text}{more}")
 
 
 def _quotas(clients: Clients, question: Question) -> Iterator[Finding]:

@@ -193,11 +193,15 @@ def delete_role(clients: Clients, stack: Stack, session: SessionId) -> None:
 
 def delete_roles(clients: Clients, stack: str, kept: str) -> None:
     """Delete the roles of all sessions of a stack."""
+    for name in roles_of(clients, stack, kept):
+        _delete(clients, stack, name)
+
+
+def roles_of(clients: Clients, stack: str, kept: str = "") -> list[str]:
+    """Return the names of the roles of all sessions of a stack."""
     with explained("iam:ListRoles", f"the path {role_path(stack)}", kept):
         pages = clients.client("iam").get_paginator("list_roles").paginate(PathPrefix=role_path(stack))
-        names = [str(role["RoleName"]) for page in pages for role in page["Roles"]]
-    for name in names:
-        _delete(clients, stack, name)
+        return [str(role["RoleName"]) for page in pages for role in page["Roles"]]
 
 
 def _delete(clients: Clients, stack: str, name: str) -> None:

@@ -13,6 +13,7 @@ from burst_dask import Session, fleets
 from burst_dask.aws import isolation
 from burst_dask.aws.stack import Stack
 from burst_dask.errors import AccessDenied, CloudUnavailable
+from burst_dask.fleet.ecs import EcsFleet, EcsPlan
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, ShardId, WorkerId
@@ -352,6 +353,25 @@ def test_doctor_tells_what_is_missing_for_it(made, burst):
     (asked,) = [one for one in account.asked("iam:SimulatePrincipalPolicy") if one["ActionNames"] == ["iam:CreateRole"]]
     context = {one["ContextKeyName"]: one["ContextKeyValues"] for one in asked["ContextEntries"]}
     assert context["iam:PermissionsBoundary"] == [stack.boundary]
+
+
+def test_doctor_tells_when_there_are_many_roles(made, burst, monkeypatch):
+    account, stack = made
+    assert "isolation" not in burst("doctor", "aws").output
+    isolation.make_role(account.clients, stack, OURS, BUCKET, "burst")
+    assert "ok      isolation: 1 sessions have roles of their own" in burst("doctor", "aws").output
+    monkeypatch.setattr("burst_dask.aws.diagnosis._MANY_ROLES", 1)
+    assert "note    isolation: 1 sessions" in (said := burst("doctor", "aws").output)
+    assert "`burst cleanup SESSION` deletes that of one that is over" in said
+
+
+def test_a_role_that_cannot_be_deleted_is_a_warning(made):
+    account, stack = made
+    isolation.make_role(account.clients, stack, OURS, BUCKET, "burst")
+    plan = EcsPlan(stack=stack, cpu=256, memory=512, image="i", isolated=True)
+    account.denies("iam:DeleteRole")
+    with pytest.warns(UserWarning, match=rf"you lack the right iam:DeleteRole.*The role burst-dask-{OURS} is left"):
+        fleets.release(EcsFleet(OURS, "s3://bucket/p", plan, clients=account.clients))
 
 
 def test_teardown_deletes_those_of_the_stack_and_of_no_other(made, burst):
