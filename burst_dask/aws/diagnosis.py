@@ -246,7 +246,7 @@ def _schedule(clients: Clients, stack: Stack) -> Iterator[Finding]:
 def _isolation(clients: Clients, stack: Stack) -> Iterator[Finding]:
     """Yield how many sessions have roles of their own, before an account has no room for another one."""
     try:
-        count = len(isolation.roles_of(clients, stack.name))
+        count = len(isolation.roles_of(clients, stack))
     except AccessDenied:  # of interest to those only who open such sessions
         return
     if count:

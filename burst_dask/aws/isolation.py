@@ -25,13 +25,13 @@ _UNOPENED = "No session was opened. isolated=True needs it, and `burst doctor aw
 _GONE = "NoSuchEntity"
 
 
-def role_path(stack: str) -> str:
-    """Return the path of the roles of single sessions of a stack.
+def role_path(stack: Stack) -> str:
+    """Return the path of the roles of single sessions of a stack; roles are of all regions, stacks are not.
 
-    >>> role_path("team-a")
-    '/burst-dask/team-a/'
+    >>> role_path(Stack.of("team-a", "eu-west-1", {}))
+    '/burst-dask/team-a/eu-west-1/'
     """
-    return f"/burst-dask/{stack}/"
+    return f"/burst-dask/{stack.name}/{stack.region}/"
 
 
 def role_name(stack: str, session: SessionId) -> str:
@@ -55,7 +55,7 @@ def secret_name(stack: str, session: SessionId) -> str:
 def role_arn(stack: Stack, session: SessionId) -> str:
     """Return the ARN that a session's role has, or would have."""
     partition, account = _account(stack)
-    return f"arn:{partition}:iam::{account}:role{role_path(stack.name)}{role_name(stack.name, session)}"
+    return f"arn:{partition}:iam::{account}:role{role_path(stack)}{role_name(stack.name, session)}"
 
 
 def trust(stack: Stack) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def make_role(
     try:
         with explained("iam:CreateRole", arn, _UNOPENED):
             iam.create_role(
-                Path=role_path(stack.name),
+                Path=role_path(stack),
                 RoleName=name,
                 AssumeRolePolicyDocument=json.dumps(trust(stack)),
                 PermissionsBoundary=stack.boundary,
@@ -188,23 +188,23 @@ def make_role(
 
 def delete_role(clients: Clients, stack: Stack, session: SessionId) -> None:
     """Delete the role of a session; one that is not there does no harm."""
-    _delete(clients, stack.name, role_name(stack.name, session))
+    _delete(clients, stack, role_name(stack.name, session))
 
 
-def delete_roles(clients: Clients, stack: str, kept: str) -> None:
+def delete_roles(clients: Clients, stack: Stack, kept: str) -> None:
     """Delete the roles of all sessions of a stack."""
     for name in roles_of(clients, stack, kept):
         _delete(clients, stack, name)
 
 
-def roles_of(clients: Clients, stack: str, kept: str = "") -> list[str]:
+def roles_of(clients: Clients, stack: Stack, kept: str = "") -> list[str]:
     """Return the names of the roles of all sessions of a stack."""
     with explained("iam:ListRoles", f"the path {role_path(stack)}", kept):
         pages = clients.client("iam").get_paginator("list_roles").paginate(PathPrefix=role_path(stack))
         return [str(role["RoleName"]) for page in pages for role in page["Roles"]]
 
 
-def _delete(clients: Clients, stack: str, name: str) -> None:
+def _delete(clients: Clients, stack: Stack, name: str) -> None:
     iam = clients.client("iam")
     kept = (
         f"The role {name} is left. `burst teardown aws` deletes it, or `aws iam delete-role-policy --role-name {name} "

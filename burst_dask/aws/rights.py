@@ -77,7 +77,7 @@ def _of_key(key: str) -> Iterator[Right]:
 
 def _of_isolation(arn: str, account: str, stack: Stack) -> Iterator[Right]:
     """Yield what whoever opens sessions with roles of their own needs: on roles below one path only."""
-    roles = f"{arn}:iam::{account}:role{role_path(stack.name)}*"
+    roles = f"{arn}:iam::{account}:role{role_path(stack)}*"
     for action in ("iam:CreateRole", "iam:PutRolePolicy", "iam:DeleteRolePolicy", "iam:DeleteRole"):
         yield Right(action, roles, "isolated=True", needed=False)
     yield Right("iam:PassRole", roles, "isolated=True", needed=False, passed_to="ecs-tasks.amazonaws.com")

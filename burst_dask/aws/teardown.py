@@ -86,7 +86,7 @@ def remove(
         )
     schedule.end(clients, stack, _UNCHANGED)  # it would start others
     stop_tasks(clients, stack, clock)
-    isolation.delete_roles(clients, stack.name, _STOPPED)  # before the policy that bounds them
+    isolation.delete_roles(clients, stack, _STOPPED)  # before the policy that bounds them
     _end_instances(clients, removal, clock)
     _remove_definitions(clients, stack)
     _remove_images(clients, stack)
@@ -269,9 +269,10 @@ def _remove_definitions(clients: Clients, stack: Stack) -> None:
         families = [
             family
             for page in ecs.get_paginator("list_task_definition_families").paginate(
-                familyPrefix=f"{stack.name}-worker", status="ACTIVE"
+                familyPrefix=f"{stack.name}-worker-", status="ACTIVE"
             )
             for family in page["families"]
+            if "-" not in family.removeprefix(f"{stack.name}-worker-")  # of a stack whose name goes on so
         ]
         doomed = [
             arn

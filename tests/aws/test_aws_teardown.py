@@ -229,10 +229,12 @@ def test_task_definitions_go_out_of_use(filled, burst):
     ecs = filled.clients.client("ecs")
     container = {"name": "worker", "image": "x", "memory": 512}
     ecs.register_task_definition(family="burst-dask-worker-abc", containerDefinitions=[container])
-    ecs.register_task_definition(family="other", containerDefinitions=[container])
+    others = ["burst-dask-worker-2-worker-abc", "other"]  # of a stack called burst-dask-worker-2, and of nobody
+    for family in others:
+        ecs.register_task_definition(family=family, containerDefinitions=[container])
     burst("teardown", "aws", "--yes")
     active = ecs.list_task_definitions(status="ACTIVE")["taskDefinitionArns"]
-    assert [arn.rpartition("/")[2] for arn in active] == ["other:1"]
+    assert [arn.rpartition("/")[2] for arn in active] == [f"{family}:1" for family in others]
 
 
 def test_no_stack(account, burst):

@@ -257,7 +257,9 @@ def test_the_task_of_the_schedule_starts_workers_and_writes_session_logs_only():
     assert not may("ecs:RunTask", f"{definitions}healer:1", ecs__cluster=CLUSTER), "not itself"
     passed = {"iam__PassedToService": "ecs-tasks.amazonaws.com"}
     account = "arn:aws:iam::123456789012:role/"
-    assert may("iam:PassRole", f"{account}burst-dask/{STACK}/{STACK}-sess", **passed), "of a session with its own"
+    assert may("iam:PassRole", f"{account}burst-dask/{STACK}/us-east-1/{STACK}-sess", **passed), (
+        "of a session with its own"
+    )
     assert may("iam:PassRole", SCHEDULED.attribute("TaskRole.Arn"), **passed)
-    for other in (f"{account}admin", f"{account}burst-dask/other/x", SCHEDULED.attribute("HealerRole.Arn")):
+    for other in (f"{account}admin", f"{account}burst-dask/{STACK}/eu-west-1/x", SCHEDULED.attribute("HealerRole.Arn")):
         assert not may("iam:PassRole", other, **passed)

@@ -348,7 +348,7 @@ def test_doctor_tells_what_is_missing_for_it(made, burst):
         },
     )
     said = burst("doctor", "aws").output
-    roles_below = f"arn:aws:iam::{ACCOUNT}:role/burst-dask/burst-dask/*"
+    roles_below = f"arn:aws:iam::{ACCOUNT}:role/burst-dask/burst-dask/us-east-1/*"
     assert f"note    rights: you lack iam:CreateRole on {roles_below}, for isolated=True" in said
     (asked,) = [one for one in account.asked("iam:SimulatePrincipalPolicy") if one["ActionNames"] == ["iam:CreateRole"]]
     context = {one["ContextKeyName"]: one["ContextKeyValues"] for one in asked["ContextEntries"]}
@@ -379,8 +379,10 @@ def test_teardown_deletes_those_of_the_stack_and_of_no_other(made, burst):
     for session in (OURS, THEIRS):
         isolation.make_role(account.clients, stack, session, BUCKET, "burst")
     create = account.clients.client("iam").create_role
-    create(Path="/burst-dask/burst-dask-2/", RoleName="other", AssumeRolePolicyDocument="{}")
+    others = {"another-stack": "burst-dask-2/us-east-1", "another-region": "burst-dask/eu-west-1"}
+    for name, place in others.items():
+        create(Path=f"/burst-dask/{place}/", RoleName=name, AssumeRolePolicyDocument="{}")
     assert burst("teardown", "aws", "--yes").exit_code == 0
-    assert roles(account) == ["other"]
+    assert sorted(roles(account)) == sorted(others)
     names = [name for name, _ in account.calls]
     assert names.index("iam:DeleteRole") < names.index("cloudformation:DeleteStack"), "the boundary outlives them"
