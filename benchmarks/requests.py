@@ -26,14 +26,14 @@ def nap(i: int) -> int:
     return i
 
 
-async def worker_requests(store: Store, session: SessionId) -> list[dict[str, int]]:
+async def ends(store: Store, session: SessionId) -> list[Ended]:
     found = []
     async for page in store.list(keys.workers(session)):
         for meta in page:
             if keys.split_worker_key(meta.key)[1] == "ended":
                 data = await store.get(meta.key)
                 assert data is not None
-                found.append(decode(Ended, meta.key, data).requests)
+                found.append(decode(Ended, meta.key, data))
     return found
 
 
@@ -54,8 +54,11 @@ def main() -> None:
             assert list(results) == list(range(arguments.tasks))
             client = Counter(session.requests) - before
             session.scale(0)
-            workers = asyncio.run(worker_requests(open_store(session.store), SessionId(session.id)))
-            assert len(workers) == arguments.workers, "a worker did not tell what it did"
+            ended = asyncio.run(ends(open_store(session.store), SessionId(session.id)))
+            workers = [one.requests for one in ended]
+            # One that was killed, or died and was replaced, cannot say what it did.
+            how = [(one.worker, one.reason, one.message) for one in ended]
+            assert len(workers) == arguments.workers and all(workers), f"not all workers told what they did: {how}"
             print(f"{took:.1f} s; client {dict(client)}")
             for one in workers:
                 print(f"  worker {one}")

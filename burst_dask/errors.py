@@ -12,6 +12,7 @@
     │   ├── StoreFull               no space left
     │   ├── StoreUnsuitable         it breaks a promise that the protocol rests on
     │   └── CorruptObject           an object is truncated, altered or of a newer format
+    │       ├── TornObject              it is cut short or altered, as by a power loss
     │       └── ResultDiscarded         an intermediate result was deleted when nobody needed it any more
     ├── GraphError              the graph cannot be stored: nothing was submitted
     │   ├── UnpicklableTask         a task or its arguments cannot be pickled
@@ -85,6 +86,10 @@ class StoreUnsuitable(StoreError):
 
 class CorruptObject(StoreError):
     """An object is truncated or altered, or was written by a newer version; the message names it."""
+
+
+class TornObject(CorruptObject):
+    """An object is cut short or is not what was written, as a power loss leaves what was not synced."""
 
 
 class ResultDiscarded(CorruptObject):

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from burst_dask import cancelling
 from burst_dask.cancelling import Undone
 from burst_dask.guard import notes
-from burst_dask.journal.view import RunView, Totals, in_parallel
+from burst_dask.journal.outcomes import Totals
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link, WorkersSeen
 from burst_dask.protocol.keys import RunId
 from burst_dask.report import RunStatus, SessionStatus

@@ -13,7 +13,8 @@ from burst_dask.clock import Entropy, SystemClock
 from burst_dask.commands import watching
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.journal import log
-from burst_dask.journal.view import RunView, Totals
+from burst_dask.journal.outcomes import Totals
+from burst_dask.journal.view import RunView
 from burst_dask.link import Link, WorkersSeen
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId

@@ -29,7 +29,7 @@ from burst_dask.fleet import records
 from burst_dask.fleet.base import ProcessLog
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.worker.memory_watch import system_memory
-from burst_dask.worker.supervisor import AGENT, Options
+from burst_dask.worker.supervisor import AGENT, REPORTS, Options
 
 #: supervisors that this process has started: kept to be reaped, or they would stay as zombies
 _started: list[subprocess.Popen[bytes]] = []
@@ -162,7 +162,8 @@ class LocalFleet:
         for process in supervisors | strays:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        left = self._wait(theirs | strays, grace + 1)  # supervisors kill theirs after the grace
+        # Supervisors kill theirs after the grace, and then tell how those ended.
+        left = self._wait(theirs | strays, grace + REPORTS + 1)
         last = _with_children(left) | self._strays()
         for process in last:
             with contextlib.suppress(psutil.Error):

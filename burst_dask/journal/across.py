@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from burst_dask.errors import CorruptObject, ProtocolError
-from burst_dask.journal.view import RunView, TaskOutcome, in_parallel
+from burst_dask.journal.outcomes import TaskOutcome
+from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Plan

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from burst_dask.clock import Clock, Entropy
+from burst_dask.errors import TornObject
 from burst_dask.protocol import keys
 from burst_dask.protocol.frames import Buffer
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
-from burst_dask.protocol.records import Action, Entry, decode, decode_with_end, encode
+from burst_dask.protocol.records import Action, Entry, Record, decode_with_end, encode
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.session_records import SessionAction, SessionEntry
 from burst_dask.protocol.shard import Shard
 from burst_dask.store.base import Store, first_page
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,20 @@ async def read(store: Store, run: RunId, shard: keys.ShardId, number: int) -> tu
     data = await store.get(key)
     if data is None:
         return None
-    entry, end = decode_with_end(Entry, key, data)
+    entry, end = _decoded(Entry, key, data)
     return entry, memoryview(data)[end:]
+
+
+def _decoded(kind: type[R], key: str, data: bytes) -> tuple[R, int]:
+    """Decode an entry. One that is torn keeps everybody from its log, so it is said what to do."""
+    try:
+        return decode_with_end(kind, key, data)
+    except TornObject as error:
+        raise TornObject(
+            f"{error}. So a power loss leaves what a directory store had not synced (durable=false, or burst_dask "
+            "before it synced). If no worker of the session runs any more and this is the newest object of its folder, "
+            "delete it: what it told of is done again, all else is kept. Otherwise cancel the run, and submit it again"
+        ) from None
 
 
 async def read_session(store: Store, session: SessionId, first: int) -> AsyncIterator[SessionEntry]:
@@ -90,7 +106,7 @@ async def read_session(store: Store, session: SessionId, first: int) -> AsyncIte
     log = keys.session_log(session)
     number = first
     while (data := await store.get(keys.entry(log, number))) is not None:
-        yield decode(SessionEntry, keys.entry(log, number), data)
+        yield _decoded(SessionEntry, keys.entry(log, number), data)[0]
         number += 1
 
 
@@ -129,7 +145,7 @@ async def try_append_session(
     if await store.create(key, encode(entry)):
         return state.apply(entry)
     data = await store.get(key)
-    landed = data is not None and decode(SessionEntry, key, data).nonce == entry.nonce
+    landed = data is not None and _decoded(SessionEntry, key, data)[0].nonce == entry.nonce
     return state.apply(entry) if landed else None
 
 

@@ -7,19 +7,20 @@ forward: entries are never changed, so nothing that was once read has to be read
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from burst_dask.errors import CorruptObject, ProtocolError, ResultDiscarded
 from burst_dask.journal import log
 from burst_dask.journal.listing import Newest, key_order, newest_entries, newest_of
+from burst_dask.journal.outcomes import Source, TaskOutcome, Totals
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.frames import unseal
 from burst_dask.protocol.keys import RunId, ShardId
-from burst_dask.protocol.records import Location, Plan, decode
+from burst_dask.protocol.records import Plan, decode
 from burst_dask.protocol.shard import Phase, Shard, may_be_discarded, object_key_name
 from burst_dask.store.base import Span, Store, first_page
 from burst_dask.store.requests import PAGE
@@ -57,37 +58,6 @@ async def in_parallel(function: Callable[[T], Awaitable[U]], items: Iterable[T],
     return [task.result() for task in tasks]
 
 
-class TaskOutcome(NamedTuple):
-    """What is known of one task."""
-
-    done: bool
-    #: global number of the task whose error this is; itself, unless it failed upstream
-    cause: int | None
-    #: where its result or error is stored, if it is
-    shard: Shard
-    location: Location | None
-    #: whether it was cancelled, or needs what was; it counts as not done
-    cancelled: bool = False
-
-
-class Totals(NamedTuple):
-    """Counts over all tasks of a run, as far as known."""
-
-    total: int
-    done: int
-    failed: int
-    #: have the outcome cancelled
-    cancelled: int
-    #: reserved by a live or dead holder; an upper bound of what runs
-    reserved: int
-    #: seconds spent in tasks
-    seconds: float
-
-    @property
-    def pending(self) -> int:
-        return self.total - self.done - self.failed - self.cancelled
-
-
 class RunView:
     """The shards of a run as folded so far.
 
@@ -103,6 +73,9 @@ class RunView:
         self.run: RunId = plan.run
         #: folded states; a plan shard that is not here is untouched as far as known
         self.shards: dict[ShardId, Shard] = {}
+        #: the same of plan shards that are not there
+        self._untouched: dict[ShardId, Shard] = {}
+        self._sources: defaultdict[int, Source] = defaultdict(Source)
         #: newest entry that a listing showed
         self._listed: dict[ShardId, Newest] = {}
         #: shards that a listing showed to have entries
@@ -125,13 +98,14 @@ class RunView:
 
     def shard(self, shard: ShardId) -> Shard:
         """Return the state of a shard; that of a child is found through its parent."""
-        known = self.shards.get(shard)
+        known = self.shards.get(shard) or self._untouched.get(shard)
         if known is not None:
             return known
         parent, dash, _ = shard.rpartition("-")
         if dash:
             return Shard.untouched(shard, self.shard(ShardId(parent)).index.children[shard])
-        return Shard.untouched(shard, Bitmap.full(self.plan.shards[int(shard)].count))
+        untouched = Shard.untouched(shard, Bitmap.full(self.plan.shards[int(shard)].count))
+        return self._untouched.setdefault(shard, untouched)
 
     def family(self, number: int) -> list[Shard]:
         """Return plan shard `number` and all that was split off it, parents first."""
@@ -194,6 +168,11 @@ class RunView:
         run, number = self.plan.externals[task - self.plan.tasks]
         return self.others[run], number
 
+    def source(self, task: int) -> Source:
+        """Return what shows whether anything was learned that the outcome of a task or external may be among."""
+        view, number = self.home(task)
+        return view._sources[view.plan.locate(number)[0]]
+
     def totals(self) -> Totals:
         """Count over what is known; call `survey` before to know the newest."""
         done = failed = cancelled = reserved = 0
@@ -222,6 +201,7 @@ class RunView:
         known = self.shards.get(shard.id)
         if known is None or known.next < shard.next:
             self.shards[shard.id] = shard
+            self._sources[keys.root_number(shard.id)].changes += 1
 
     async def poll(self, shard: ShardId, *, once: bool = False) -> bool:
         """Read on from the newest known entry of a shard; tell whether there was news.
@@ -444,13 +424,8 @@ class RunView:
         wanted: dict[tuple[ShardId, int | None, str], list[tuple[int, Span]]] = {}
         for task in tasks:
             outcome = self.outcome(task)
-            if outcome is not None and self._is_discarded(task):
-                raise ResultDiscarded(
-                    f"the result of task {task} of run {self.run} was an intermediate one, and was deleted when "
-                    "nothing needed it any more. Session(keep_intermediates=True) keeps them"
-                )
             if outcome is None or outcome.location is None:
-                raise ProtocolError(f"task {task} of run {self.run} has no stored outcome")
+                raise self._missing(task)
             number, name = object_key_name(outcome.location, outcome.shard.index)
             span = Span(outcome.location.start, outcome.location.end)
             wanted.setdefault((outcome.shard.id, number, name), []).append((task, span))
@@ -458,6 +433,15 @@ class RunView:
         for bodies in await in_parallel(self._fetch_object, wanted.items()):
             found.update(bodies)
         return found
+
+    def _missing(self, task: int) -> Exception:
+        """Return why no result of a task is stored."""
+        if not self._is_discarded(task):
+            return ProtocolError(f"task {task} of run {self.run} has no stored outcome")
+        return ResultDiscarded(
+            f"the result of task {task} of run {self.run} was an intermediate one, and was deleted when nothing needed "
+            "it any more. Session(keep_intermediates=True) keeps them"
+        )
 
     async def _fetch_object(
         self, item: tuple[tuple[ShardId, int | None, str], list[tuple[int, Span]]]

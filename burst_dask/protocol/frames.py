@@ -14,7 +14,7 @@ from zlib import crc32
 
 import zstandard
 
-from burst_dask.errors import CorruptObject
+from burst_dask.errors import CorruptObject, TornObject
 
 #: Version of every format in this folder; readers refuse what is newer than they are.
 FORMAT = 1
@@ -56,25 +56,27 @@ def unpack(name: str, kind: int, data: Buffer) -> tuple[bytes, int]:
 
     Raises
     ------
+    TornObject
+        The object is truncated or altered.
     CorruptObject
-        The object is truncated or altered, is another kind of record, or is of a newer format.
+        It is another kind of record, or of a newer format.
     """
     if len(data) < HEAD_SIZE:
-        raise CorruptObject(f"{name}: truncated to {len(data)} bytes")
+        raise TornObject(f"{name}: truncated to {len(data)} bytes")
     magic, its_kind, version, flags, length = _HEAD.unpack_from(data)
     if magic != MAGIC:
-        raise CorruptObject(f"{name}: not an object of burst_dask")
+        raise TornObject(f"{name}: not an object of burst_dask")
     if version > FORMAT:
         raise CorruptObject(
             f"{name}: written in format {version}, and this burst_dask reads up to {FORMAT}; upgrade it to read this"
         )
     end = HEAD_SIZE + length
     if length > _HEADER_LIMIT or end > len(data):
-        raise CorruptObject(f"{name}: truncated, {len(data)} bytes of at least {end}")
+        raise TornObject(f"{name}: truncated, {len(data)} bytes of at least {end}")
     header = bytes(data[HEAD_SIZE:end])
     (expected,) = _CRC.unpack_from(data, _HEAD.size)
     if crc32(header, crc32(data[: _HEAD.size])) != expected:
-        raise CorruptObject(f"{name}: checksum does not match")
+        raise TornObject(f"{name}: checksum does not match")
     if its_kind != kind:
         raise CorruptObject(f"{name}: record of kind {its_kind}, expected {kind}")
     if flags & _ZSTD:

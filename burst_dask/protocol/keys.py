@@ -27,6 +27,7 @@ newest. A run id is ``<session>.<own part>``: it alone is enough to find the run
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import NewType
 
 SessionId = NewType("SessionId", str)
@@ -196,6 +197,7 @@ def shard_of_entry(key: str) -> ShardId:
     return ShardId(key.rsplit("/", 2)[1])
 
 
+@cache
 def root_shard(number: int) -> ShardId:
     """Return the id of the plan's shard `number`.
 

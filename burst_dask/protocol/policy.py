@@ -102,6 +102,24 @@ def attached_poll(low: float, high: float, workers: int) -> float:
     return min(high, low * max(1, workers))
 
 
+def after_work(idle: float, quick: float, seldom: float) -> float:
+    """Return the seconds between looks into the session log of a worker without work, while a run seems to go on.
+
+    That may have ended when the worker's own work did, or soon after: so the first looks come quickly, and are few.
+
+    Parameters
+    ----------
+    idle
+        Seconds since it had work.
+    quick, seldom
+        The shortest and the longest pause.
+
+    >>> [after_work(idle, 0.4, 1.0) for idle in (0.0, 1.2, 3.0)], after_work(0.0, 2.0, 1.0)
+    ([0.4, 0.6, 1.0], 1.0)
+    """
+    return min(seldom, max(quick, idle / 2))
+
+
 def in_turn(low: float, workers: float) -> float:
     """Return the seconds between what each of many idle workers does, at least `low`.
 

@@ -8,6 +8,8 @@ they go on with the run's *externals*: results of other runs of the session.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
@@ -85,14 +87,8 @@ class Plan(Record, frozen=True, tag="plan", kw_only=True):
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return the plan shard of the task with that global number, and its position there."""
-        low, high = 0, len(self.shards)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.shards[middle].first <= number:
-                low = middle
-            else:
-                high = middle
-        return low, number - self.shards[low].first
+        place = bisect_right(self.shards, number, key=attrgetter("first")) - 1
+        return place, number - self.shards[place].first
 
 
 class Names(Record, frozen=True, tag="names", kw_only=True):

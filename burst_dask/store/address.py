@@ -7,6 +7,7 @@
     az://container/prefix?account_name=mine
     abfs://container@mine.dfs.core.windows.net/prefix
     file:///absolute/directory, or a plain path
+    file:///directory?durable=false            writes are not synced, so a power loss may take or tear the last ones
     memory://name                              shared by all that open it in this process
     slow+file:///tmp/x?put=0.04&get=0.027      the same with latencies in seconds, for benchmarks
 """
@@ -44,7 +45,7 @@ _OPTIONS = {
     },
     "gs": {"endpoint_url", "skip_signature"},
     "az": {"account_name", "endpoint_url", "use_azure_cli", "use_emulator", "use_fabric_endpoint", "skip_signature"},
-    "file": set[str](),
+    "file": {"durable"},
     "memory": set[str](),
 }
 _LATENCIES = {"put", "create", "get", "list", "delete"}

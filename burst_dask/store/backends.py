@@ -12,7 +12,8 @@ from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
 
 from burst_dask.errors import ConfigError, StoreAccessDenied
 from burst_dask.store.address import Address
-from burst_dask.store.obstore_adapter import ObstoreStore, Traits
+from burst_dask.store.files import Files
+from burst_dask.store.obstore_adapter import FileStore, ObstoreStore, Traits
 from burst_dask.store.translate import NO_CREDENTIALS, translate
 
 if TYPE_CHECKING:  # obstore has these for type checkers only
@@ -49,16 +50,17 @@ def _connect_memory(address: Address) -> ObstoreStore:
 
 def _connect_file(address: Address) -> ObstoreStore:
     path = Path(address.path)
+    durable = address.options.get("durable", "true").lower()
+    if durable not in ("true", "false"):
+        raise ConfigError(f"durable={durable!r}: whether writes survive a power loss is true or false")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        store = LocalStore(path, automatic_cleanup=True)
+        files = Files(path, durable=durable == "true")
+        store = LocalStore(path)
     except FileExistsError:
         raise ConfigError(f"{address.url} is a file; a store is a directory") from None
-    except OSError as error:
-        raise translate(OSError(f"{error} (os error {error.errno})"), "open", address.url) from None
     except Exception as error:
         raise translate(error, "open", address.url) from None
-    return ObstoreStore(store, address.url, Traits(remote=False, bulk_delete=False, ordered=False, real_folders=True))
+    return FileStore(store, address.url, files)
 
 
 def _connect_s3(address: Address) -> ObstoreStore:

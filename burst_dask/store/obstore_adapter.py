@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import obstore
@@ -17,13 +17,14 @@ from obstore.exceptions import AlreadyExistsError
 from burst_dask.errors import CorruptObject, StoreUnavailable
 from burst_dask.store import leaving
 from burst_dask.store.base import Body, Meta, Span
+from burst_dask.store.files import Files
 from burst_dask.store.requests import COALESCE, DELETE_BATCH, PAGE, PART, cut, flatten, plan, size_of
 from burst_dask.store.translate import lost_race, no_such_place, translate
 
 if TYPE_CHECKING:  # obstore has this for type checkers only
     from obstore.store import ObjectStore
 
-__all__ = ["COALESCE", "ObstoreStore", "Traits"]
+__all__ = ["COALESCE", "FileStore", "ObstoreStore", "Traits"]
 
 T = TypeVar("T")
 
@@ -272,6 +273,36 @@ class ObstoreStore:
                 return await request
 
         return await asyncio.gather(*map(one, waiting))
+
+
+class FileStore(ObstoreStore):
+    """A directory: obstore reads and lists, `Files` writes and deletes.
+
+    Parameters
+    ----------
+    files
+        Of the same directory as `store`.
+    """
+
+    def __init__(self, store: ObjectStore, url: str, files: Files) -> None:
+        super().__init__(store, url, Traits(remote=False, bulk_delete=False, ordered=False, real_folders=True))
+        self._files = files
+
+    async def create(self, key: str, body: Body) -> bool:
+        return await self._in_thread(f"create {key}", lambda: self._files.create(key, flatten(body)))
+
+    async def put(self, key: str, body: Body) -> None:
+        await self._in_thread(f"put {key}", lambda: self._files.put(key, flatten(body)))
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        gone = list(keys)
+        await self._in_thread(f"delete of {len(gone)} objects", lambda: self._files.delete(gone))
+
+    async def _in_thread(self, doing: str, call: Callable[[], T]) -> T:
+        try:
+            return await self._within(0, asyncio.to_thread(call))
+        except Exception as error:
+            raise translate(error, doing, self._url) from None
 
 
 def _metas(page: Sequence[obstore.ObjectMeta]) -> list[Meta]:

@@ -37,6 +37,8 @@ _LOGIN = re.compile(r"SSOToken|SSO session|TokenRetrievalError|TokenProvider")
 _QUERY = re.compile(r"(https?://[^\s?]+)\?\S*")
 
 _FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+#: A file system behind a network is away, or has forgotten what was open.
+_AWAY_ERRNO = {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN}
 _DENIED_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {"XMinioStorageFull", "QuotaExceeded", "XMinioStorageQuotaExceeded"}
 _MISSING = {"NoSuchBucket", "ContainerNotFound", "FilesystemNotFound", "ResourceNotFound"}
@@ -76,6 +78,8 @@ def translate(error: Exception, doing: str, url: str) -> BurstError:
     if isinstance(error, BurstError):
         return error
     text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:  # of a system call of our own
+        text = f"{error.strerror} (os error {error.errno})"  # as obstore tells of its
     code = found.group(1) if (found := _CODE.search(text)) else ""
     return (
         _of_local(text, doing, url)
@@ -98,6 +102,8 @@ def _of_local(text: str, doing: str, url: str) -> BurstError | None:
         )
     if number in (errno.ENOENT, errno.ENOTDIR):
         return StoreMissing(number, f"{url}: {brief(text)} ({doing})")
+    if number in _AWAY_ERRNO:
+        return StoreUnavailable(f"{url} is unavailable ({doing}): {brief(text)}; trying again later may help")
     return None
 
 

@@ -94,6 +94,8 @@ class Agent:
         self._find_attempt = 0
         self._find_after = 0.0
         self._idle_since = context.clock.monotonic()
+        #: when it last had a shard
+        self._worked_at = float("-inf")
         self._message = ""
 
     # ------------------------------------------------------------------ life
@@ -201,15 +203,16 @@ class Agent:
         context, settings = self.context, self.context.settings
         attempt = 0
         while not context.stopping:
-            now = context.clock.monotonic()
+            now, workers = context.clock.monotonic(), self.finder.roster.workers
+            quick = policy.attached_poll(settings.wait_poll_min, settings.wait_poll_max, workers)
             if self.tenders:
                 pause, attempt = settings.session_poll, 0
             elif self._runs_go_on():
-                # Whoever waits, waits for these.
-                pause, attempt = policy.in_turn(settings.idle_poll_min, self.finder.roster.workers), 0
+                # Whoever waits, waits for these; but they may be over by now, and be followed by another.
+                seldom = policy.in_turn(settings.idle_poll_min, workers)
+                pause, attempt = policy.after_work(now - self._worked_at, quick, seldom), 0
             elif now - self._attached_at < settings.attached_for:
-                low, high = settings.wait_poll_min, settings.wait_poll_max
-                pause, attempt = policy.attached_poll(low, high, self.finder.roster.workers), 0
+                pause, attempt = quick, 0
             else:
                 pause = policy.backoff(attempt, settings.idle_poll_min, settings.idle_poll_max)
                 attempt += 1
@@ -417,7 +420,7 @@ class Agent:
             shard,
             found.table,
             context.memory.scope(),
-            found.view.outcome,
+            found.view,
             context.durations,
             context.load.resources,
         )
@@ -434,6 +437,7 @@ class Agent:
             await tender.run()
         finally:
             del self.tenders[key]
+            self._worked_at = self.context.clock.monotonic()
             if tender.letting_go == UNFIT:
                 self.finder.unfit.add(key)
             tender.holding.values.clear()

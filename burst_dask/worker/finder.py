@@ -73,6 +73,8 @@ class Finder:
         self._stragglers: list[tuple[Shard, float]] = []
         #: runs in which every task has its outcome
         self.complete: set[RunId] = set()
+        #: runs in which nothing was found since this worker last found something anywhere
+        self._in_vain: set[RunId] = set()
         #: shards that this worker cannot run: it lacks a resource that every task left needs
         self.unfit: set[tuple[RunId, ShardId]] = set()
 
@@ -84,7 +86,15 @@ class Finder:
         """
         if session.workers:
             self.roster.workers = max(self.roster.workers, session.workers)
-        for run in session.live_runs:
+        found = await self._find(session, idle)
+        if found is not None:
+            self._in_vain.clear()
+        return found
+
+    async def _find(self, session: SessionState, idle: bool) -> Found | None:
+        # Of equally urgent runs the older first, but for those that had nothing when this worker last looked: they may
+        # well be over, and somebody may wait for a new one.
+        for run in sorted(session.live_runs, key=lambda run: (-session.runs[run], run in self._in_vain)):
             if run in self.complete:
                 continue
             view = await self.context.view(run)
@@ -100,6 +110,8 @@ class Finder:
                 self.complete.add(run)
                 self.context.views.pop(run, None)
                 self.context.discarder.sweep(view, self.roster.workers)
+            else:
+                self._in_vain.add(run)
         return None
 
     async def _find_in(self, view: RunView, idle: bool) -> Shard | None:

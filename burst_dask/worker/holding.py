@@ -105,8 +105,17 @@ class Holding(Moves):
         return positions, numbers
 
     def awaited(self) -> Iterator[int]:
-        """Yield global numbers of outcomes in other shards that tasks here wait for."""
-        return iter(self.waiting)
+        """Yield, ascending, the global number of the first outcome elsewhere that each waiting task lacks.
+
+        A task that waits for many needs all of them, so looking for one is enough for now.
+        """
+        held_up = {position for position, count in self.unmet_foreign.items() if count > 0}
+        for number in sorted(self.waiting):
+            if not held_up.isdisjoint(self.waiting[number]):
+                held_up.difference_update(self.waiting[number])
+                yield number
+            if not held_up:
+                return
 
     def candidates(self) -> Iterator[int]:
         """Yield, in order, pending tasks that can run now or after others of this shard."""

@@ -14,11 +14,11 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Protocol
 
-from burst_dask.journal.view import TaskOutcome
+from burst_dask.journal.outcomes import Source, TaskOutcome
 from burst_dask.protocol import policy
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.shard import Shard
@@ -27,6 +27,16 @@ from burst_dask.worker.memory import Scope
 from burst_dask.worker.output import size_of
 from burst_dask.worker.ran import Finished, Ran
 from burst_dask.worker.table import TaskTable, fits
+
+
+class Known(Protocol):
+    """What is known of the whole run: a `RunView`."""
+
+    def outcome(self, task: int, /) -> TaskOutcome | None:
+        """Return the outcome of the task with that global number, or None while there is none."""
+
+    def source(self, task: int, /) -> Source:
+        """Return what shows whether anything was learned that the outcome of a task may be among."""
 
 
 class Moves:
@@ -40,8 +50,8 @@ class Moves:
         Its tasks.
     values
         Results in memory by global number; private to this holding.
-    outcome
-        What is known of any task of the run, by global number.
+    known
+        What is known of the other tasks of the run.
     durations
         How long tasks of each kind take.
     resources
@@ -53,7 +63,7 @@ class Moves:
         shard: Shard,
         table: TaskTable,
         values: Scope,
-        outcome: Callable[[int], TaskOutcome | None],
+        known: Known,
         durations: Durations,
         resources: dict[str, float] | None = None,
     ) -> None:
@@ -65,7 +75,7 @@ class Moves:
         self.lacking = {p for p, need in table.resources.items() if not fits(need, resources or {})}
         #: tasks that a thread runs by themselves
         self.alone = table.resources.keys() | table.timeouts.keys()
-        self._outcome = outcome
+        self._known = known
         #: positions to run: those without an outcome, and `revived`
         self.todo: set[int] = set()
         #: done before, by a holder that died with their results; run again, not committed again
@@ -75,7 +85,10 @@ class Moves:
         #: … of which in other shards
         self.unmet_foreign: Counter[int] = Counter()
         #: global number of an awaited outcome elsewhere -> positions here that need it
-        self.waiting: dict[int, list[int]] = defaultdict(list)
+        self.waiting: dict[int, list[int]] = {}
+        #: the same numbers by what will show that there is news of them, and how many changes that had when looked at
+        self._sources: dict[Source, set[int]] = {}
+        self._looked: dict[Source, int] = {}
         self.parked: set[int] = set()
         self.loadable: list[tuple[int, int]] = []
         self.loading: set[int] = set()
@@ -138,10 +151,9 @@ class Moves:
             if dependency - self.table.first in self.todo:
                 unmet += 1
                 continue
-            outcome = self._outcome(dependency)
+            outcome = self._known.outcome(dependency)
             if outcome is None:
-                self.waiting[dependency].append(position)
-                self.unmet_foreign[position] += 1
+                self._await(dependency, position)
                 unmet += 1
             elif not outcome.done and failed is None:
                 failed = outcome
@@ -152,17 +164,22 @@ class Moves:
         elif not unmet:
             self._enable(position)
 
+    def _await(self, number: int, position: int) -> None:
+        """Note that a task here needs an outcome that is told elsewhere."""
+        if number not in self.waiting:
+            self.waiting[number] = []
+            self._sources.setdefault(self._known.source(number), set()).add(number)
+        self.waiting[number].append(position)
+        self.unmet_foreign[position] += 1
+
     # ------------------------------------------------------------------ events
 
     def news(self) -> bool:
         """Take in outcomes of other shards that have become known; tell whether any mattered."""
         mattered = False
-        for dependency in list(self.waiting):
-            outcome = self._outcome(dependency)
-            if outcome is None:
-                continue
+        for number, outcome in self._told():
             mattered = True
-            positions = self.waiting.pop(dependency)
+            positions = self.waiting.pop(number)
             if outcome.done:
                 for position in positions:
                     self.unmet_foreign[position] -= 1
@@ -171,6 +188,21 @@ class Moves:
                 assert outcome.cause is not None
                 self._fail_upstream(positions, outcome.cause, outcome.cancelled)
         return mattered
+
+    def _told(self) -> list[tuple[int, TaskOutcome]]:
+        """Return the awaited outcomes that have become known, by global number, each once."""
+        told = []
+        for source, numbers in list(self._sources.items()):
+            # Thousands of tasks may be awaited, and most looks come when nothing of them can have become known.
+            if self._looked.get(source) == source.changes:
+                continue
+            self._looked[source] = source.changes
+            found = [(n, outcome) for n in sorted(numbers) if (outcome := self._known.outcome(n)) is not None]
+            numbers.difference_update(number for number, _ in found)
+            if not numbers:
+                del self._sources[source], self._looked[source]
+            told += found
+        return told
 
     def loaded(self, positions: Iterable[int], values: dict[int, tuple[Any, int]]) -> None:
         """Take in inputs read for `positions`, which become ready: values with their sizes."""
@@ -241,8 +273,7 @@ class Moves:
             self._forget(position)
             for dependent in self.table.dependents[position]:
                 if dependent in self.todo and dependent not in gone:
-                    self.waiting[self.table.first + position].append(dependent)
-                    self.unmet_foreign[dependent] += 1
+                    self._await(self.table.first + position, dependent)
         if gone:
             self._find_wanted()
         for position in covered:

@@ -51,6 +51,8 @@ log = logging.getLogger("burst_dask.supervisor")
 AGENT = "burst_dask.worker.process"
 
 #: exit codes of an agent and of the supervisor, see ``worker/README.md``; the last one of an agent only
+#: Seconds in which a supervisor that ends tells how its agents did, after they have: the store may be slow.
+REPORTS = 5.0
 ORDERLY, FAILED, USAGE, REFUSED, REPLACE = 0, 1, 2, 3, 4
 #: what an agent exits with when starting another one would change nothing
 _FINAL = {ORDERLY: "ended", USAGE: "did not understand its options", REFUSED: "refused the session"}
@@ -263,7 +265,7 @@ class Supervisor:
         try:
             codes = await asyncio.gather(*(self._keep() for _ in range(self.options.processes)))
             if self._reports:
-                await asyncio.wait(self._reports, timeout=self.options.grace)
+                await asyncio.wait(self._reports, timeout=REPORTS)
             return max(codes, default=ORDERLY)
         finally:
             for child in self.children.values():

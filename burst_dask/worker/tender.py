@@ -362,17 +362,9 @@ class Tender:
         return any(news)
 
     def _awaited_shards(self) -> list[tuple[RunView, ShardId]]:
-        """Return the shards to look at: for each waiting task, that of the first outcome it lacks.
-
-        A task that waits for many needs all of them, so looking at one is enough for now.
-        """
+        """Return the shards to look at: those of the outcomes that tasks here wait for."""
         shards: list[tuple[RunView, ShardId]] = []
-        served: set[int] = set()
-        for number in sorted(self.holding.awaited()):
-            waiting = self.holding.waiting[number]
-            if served.issuperset(waiting):
-                continue
-            served.update(waiting)
+        for number in self.holding.awaited():
             view, its_number = self.view.home(number)
             shard = view, view.owner(its_number)[0].id
             if shard not in shards:

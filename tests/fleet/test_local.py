@@ -1,5 +1,6 @@
 """The local fleet with real processes; agents are stand-ins (`tests/worker/stand_in_agent.py`)."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from burst_dask.fleet import records
+from burst_dask.fleet import local, records
 from burst_dask.fleet.base import Fleet
 from burst_dask.fleet.local import LocalFleet, fleets_directory
 
@@ -146,6 +147,18 @@ def test_recycled_pid_is_left_alone(directory):
     assert fleet.alive() == 0
     fleet.stop()
     assert list(directory.glob("*.json")) == []
+
+
+def test_a_supervisor_has_time_to_tell_how_agents_ended_that_had_to_be_killed(directory, tmp_path, monkeypatch):
+    """Killed after the grace, it left no record: others waited for the lease, and nobody knew what had happened."""
+    monkeypatch.setenv("STAND_IN", "deaf")
+    monkeypatch.setattr(local, "Options", functools.partial(local.Options, grace=0.1))
+    fleet = LocalFleet("sess1", f"slow+file://{tmp_path}/store?put=2", directory=directory)
+    fleet.start(1)
+    ((worker, _),) = wait_alive(fleet, 1)
+    fleet.stop(grace=0.1)
+    (record,) = (tmp_path / "store").rglob("ended")
+    assert record.parent.name == worker
 
 
 def test_other_sessions_are_left_alone(directory, tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from burst_dask.clock import Entropy, SystemClock
-from burst_dask.errors import StoreUnavailable
+from burst_dask.errors import StoreUnavailable, TornObject
 from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
@@ -43,6 +43,25 @@ async def test_of_all_that_append_one_wins(store: Store) -> None:
     assert found is not None
     assert found[0].writer == winner.index.holder
     assert await log.read(store, RUN, SHARD, 1) is None
+
+
+@pytest.mark.parametrize("torn", [lambda body: b"", lambda body: bytes(len(body)), lambda body: body[: len(body) // 2]])
+async def test_what_to_do_about_a_torn_entry_is_said_and_helps(store: Store, torn: Callable[[bytes], bytes]) -> None:
+    """A power loss leaves files empty, full of zeros or cut short, where nothing is synced."""
+    first = claim("w1")
+    assert await log.append(store, RUN, first)
+    key = keys.entry(keys.shard_log(RUN, SHARD), 0)
+    await store.put(key, torn(await store.get(key) or b""))
+    with pytest.raises(TornObject, match=f"{key}.*power loss.*delete it"):
+        await log.read(store, RUN, SHARD, 0)
+    with pytest.raises(TornObject, match="power loss"):
+        await log.append(store, RUN, claim("w2"))
+    await store.delete([key])
+    assert await log.append(store, RUN, claim("w2"))
+
+    await store.put(keys.entry(keys.session_log(SESSION), 0), b"")
+    with pytest.raises(TornObject, match="power loss"):
+        await log.append_session(store, SESSION, SessionState(), author("w"), Open())
 
 
 class LosesAnswers:

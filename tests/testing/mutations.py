@@ -11,6 +11,7 @@ import pytest
 from burst_dask import submission
 from burst_dask.journal import log, needs
 from burst_dask.journal.needs import FOR_EVER, Needs, Shape
+from burst_dask.journal.outcomes import TaskOutcome
 from burst_dask.protocol import keys, policy, shard
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.records import encode
@@ -138,17 +139,12 @@ def commit_twice(patch: Patch) -> None:
 @mutation
 def forget_upstream_failure(patch: Patch) -> None:
     """The dependents of a failed task in another shard are left waiting."""
-    news = Holding.news
+    told = Holding._told
 
-    def forgetful(self: Holding) -> bool:
-        failed = {n: p for n, p in self.waiting.items() if (found := self._outcome(n)) is not None and not found.done}
-        for number in failed:
-            del self.waiting[number]
-        mattered = news(self)
-        self.waiting.update(failed)
-        return mattered
+    def forgetful(self: Holding) -> list[tuple[int, TaskOutcome]]:
+        return [(number, outcome) for number, outcome in told(self) if outcome.done]
 
-    patch.setattr(Holding, "news", forgetful)
+    patch.setattr(Holding, "_told", forgetful)
 
 
 @mutation

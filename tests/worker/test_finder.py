@@ -19,6 +19,7 @@ from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import WorkerId
 from burst_dask.protocol.records import Beat, Claim, Commit, Ended, Location, Outcomes, Release, Takeover, encode
 from burst_dask.protocol.shard import Phase, Shard
+from burst_dask.store import requests_of
 from burst_dask.worker.execution import broken_table
 from burst_dask.worker.finder import BLOCKED, Finder, closed_part, takeable
 from burst_dask.worker.table import TaskTable
@@ -235,6 +236,27 @@ async def test_results_that_cross_a_split_reach_who_needs_them() -> None:
     assert await stage.results(view, [9]) == [136]
     await stage.story(view)
     await stage.stop()
+
+
+async def test_a_new_run_comes_before_one_in_which_nothing_was_found() -> None:
+    """The old one may be over; to learn that takes requests for which somebody waits."""
+    stage = await Stage().open()
+    old = await stage.submit(constants(1))
+    await append(stage, old, 0, "other", Claim(Bitmap.of([0])))
+    await stage.beat("other")
+    me = finder(stage)
+    assert await me.find(stage.state, True) is None
+    new = await stage.submit(constants(2), cuts=[1])
+    listed = requests_of(stage.store)["list"]
+    found = await me.find(stage.state, True)
+    assert found is not None
+    assert found.view.run == new.run
+    assert requests_of(stage.store)["list"] == listed
+    # Then the older one comes first again: what it waited for may have come meanwhile.
+    await append(stage, old, 0, "other", Release(outcomes=Outcomes(), reason="stopped"))
+    found = await me.find(stage.state, True)
+    assert found is not None
+    assert found.view.run == old.run
 
 
 async def test_a_complete_run_is_not_looked_at_again() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burst_dask.clock import SystemClock
-from burst_dask.journal.view import TaskOutcome
+from burst_dask.journal.outcomes import Source, TaskOutcome
 from burst_dask.protocol.bitmap import EMPTY, Bitmap
 from burst_dask.protocol.keys import ShardId, WorkerId
 from burst_dask.protocol.records import (
@@ -61,6 +61,8 @@ class World:
 
     def __init__(self, table: TaskTable, shard: Shard | None = None) -> None:
         self.known: dict[int, TaskOutcome] = {}
+        self.sources: dict[int, Source] = {}
+        self.asked = 0
         self.table = table
         self.durations = Durations(SystemClock())
         self.durations.begin("k")
@@ -70,16 +72,25 @@ class World:
         self.shard = shard or Shard.untouched(ID, everything).apply(ME, Claim(everything))
 
     def hold(self) -> Holding:
-        self.holding = Holding(self.shard, self.table, Memory().scope(), self.outcome, self.durations, self.resources)
+        self.holding = Holding(self.shard, self.table, Memory().scope(), self, self.durations, self.resources)
         return self.holding
 
     def outcome(self, number: int) -> TaskOutcome | None:
+        self.asked += 1
         if number >= self.table.first:
             index, position = self.holding_shard.index, number - self.table.first
             if position in index.outcomes.done:
                 return TaskOutcome(True, None, self.holding_shard, index.outcomes.stored.get(position))
             return None
         return self.known.get(number)
+
+    def source(self, number: int) -> Source:
+        """Of a run in which 10 tasks are a shard."""
+        return self.sources.setdefault(number // 10, Source())
+
+    def tell(self, number: int, outcome: TaskOutcome) -> None:
+        self.known[number] = outcome
+        self.source(number).changes += 1
 
     @property
     def holding_shard(self) -> Shard:
@@ -145,7 +156,7 @@ def test_a_failure_in_another_shard_comes_through() -> None:
     holding = world.hold()
     assert list(holding.awaited()) == [7]
     assert run_all(holding) == [2]
-    world.known[7] = TaskOutcome(False, 3, world.shard, None)
+    world.tell(7, TaskOutcome(False, 3, world.shard, None))
     assert holding.news()
     assert {cause: set(tasks) for cause, tasks in holding.finished.upstream.items()} == {3: {0, 1}}
 
@@ -154,7 +165,7 @@ def test_an_outcome_elsewhere_is_awaited_then_read() -> None:
     world = World(make_table([[7], [7, 8]], first=100))
     holding = world.hold()
     assert holding.take(1.0) == []
-    world.known[7] = TaskOutcome(True, None, world.shard, Location(0, 0, 1))
+    world.tell(7, TaskOutcome(True, None, world.shard, Location(0, 0, 1)))
     assert holding.news()
     assert holding.to_load(1, lambda number: 1) == ([0], {7})
     holding.loaded([0], {7: ("seven", 8)})
@@ -361,7 +372,7 @@ def test_every_task_gets_one_outcome_whatever_fails(graph: tuple[list[list[int]]
 
 def test_inputs_that_cannot_be_read_are_the_tasks_error() -> None:
     world = World(make_table([[7], [100]], first=100))
-    world.known[7] = TaskOutcome(True, None, world.shard, Location(0, 0, 1))
+    world.tell(7, TaskOutcome(True, None, world.shard, Location(0, 0, 1)))
     holding = world.hold()
     positions, _ = holding.to_load(1, lambda number: 1)
     holding.give_up(Ran(positions[0], failed=True))
@@ -369,11 +380,34 @@ def test_inputs_that_cannot_be_read_are_the_tasks_error() -> None:
     assert holding.finished.upstream == {100: {1}}
 
 
+def test_only_shards_with_news_are_looked_at() -> None:
+    """A task that joins thousands would otherwise ask for all of them at each commit of any."""
+    world = World(make_table([[*range(40)]], first=100))
+    holding = world.hold()
+    holding.news()
+    asked = world.asked
+    assert not holding.news()
+    assert world.asked == asked
+    world.tell(13, TaskOutcome(True, None, world.shard, Location(0, 0, 5)))
+    assert holding.news()
+    assert world.asked == asked + 10
+    assert not holding.news()
+    for number in range(40):
+        world.tell(number, TaskOutcome(True, None, world.shard, Location(0, 0, 5)))
+    assert holding.news()
+    assert holding.to_load(1000, lambda number: 5) == ([0], set(range(40)))
+
+
+def test_one_outcome_is_awaited_for_each_waiting_task() -> None:
+    holding = World(make_table([[3, 5], [5, 8], [3, 8], [9]], first=100)).hold()
+    assert list(holding.awaited()) == [3, 5, 9]
+
+
 @pytest.mark.parametrize("limit", [1, 10, 1000])
 def test_inputs_are_read_in_bounded_portions(limit: int) -> None:
     world = World(make_table([[n] for n in range(20)], first=100))
     for number in range(20):
-        world.known[number] = TaskOutcome(True, None, world.shard, Location(0, 0, 5))
+        world.tell(number, TaskOutcome(True, None, world.shard, Location(0, 0, 5)))
     positions, numbers = world.hold().to_load(limit, lambda number: 5)
     assert len(positions) == len(numbers) == min(20, max(1, -(-limit // 5)))
 
