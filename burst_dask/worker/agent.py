@@ -188,6 +188,7 @@ class Agent:
         if self._healer is None:
             return
         self._healer.workers = self.session.workers or 1
+        self._healer.now = self._deadline.now
         while not self.context.stopping:
             await self.context.clock.sleep(self._healer.pause())
             # What it reads of the session log is not taken in here, but by `_follow`, which heeds it.

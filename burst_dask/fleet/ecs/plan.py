@@ -128,11 +128,15 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
     only_that_type: bool = False
     #: how many workers such an instance has room for; 0 when that is not known
     per_instance: int = 0
+    #: how many processors it has; 0 when that is not known
+    vcpus: int = 0
     image: str
     #: empty: those of the stack
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
     tags: dict[str, str] = {}
+    #: what to say of the price that was found for a worker; empty: nothing
+    price_note: str = ""
 
     @property
     def size(self) -> Size:
@@ -206,6 +210,7 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
             instance_type=wanted.instance_type or "",
             only_that_type=only_that_type,
             per_instance=room,
+            vcpus=instance.cpus if wanted.on_instances and instance is not None else 0,
             image=wanted.image or stack.image,
             subnets=tuple(wanted.subnets or ()),
             security_groups=tuple(wanted.security_groups or ()),
