@@ -300,6 +300,11 @@ def settings_of(plan: EcsPlan) -> dict[str, Any]:
     return {"threads": plan.threads, "memory_limit": plan.worker_memory}
 
 
+def price_note(plan: EcsPlan) -> str:
+    """Return what to say of the price that `price_of` finds; empty when it is the price."""
+    return prices.SPOT_NOTE if plan.launch_type == FARGATE and plan.spot else ""
+
+
 def price_of(clients: Clients, plan: EcsPlan) -> Price | None:
     """Return what a worker costs an hour; None when that is not known."""
     if plan.launch_type == FARGATE:
