@@ -93,11 +93,11 @@ def told(facts: Facts) -> list[str]:
     Examples
     --------
     >>> work = Demand(pending=1000, seconds=36_000.0)
-    >>> facts = Facts("s1", work, 1, 2, Goal(0, 10), None, Time(60.0, 1800.0), price=0.5, money=1.0)
+    >>> facts = Facts("s", work, 1, 2, Goal(0, 10), None, Time(60.0, 1800.0), price=0.5, money=1.0)
     >>> for note in told(facts):
     ...     print(note)
-    what waits takes 10 workers 1 h 0 min, and the session ends in 30 min 0 s: burst extend s1 1h, or burst adapt s1 0 22
-    what waits costs about 5.00 USD, and 1.00 USD are left: burst extend s1 --max-cost lets more be spent
+    what waits takes 10 workers 1 h 0 min, and the session ends in 30 min 0 s: burst extend s 1h, or burst adapt s 0 22
+    what waits costs about 5.00 USD, and 1.00 USD are left: burst extend s --max-cost lets more be spent
     """
     return [*_bounded(facts), *_late(facts), *_poor(facts)]
 
@@ -114,8 +114,8 @@ def _late(facts: Facts) -> list[str]:
     demand, time, most = facts.demand, facts.time, facts.most
     extend = f"burst extend {facts.session} 1h"
     if not sizing.has_time(demand, time) and most > facts.there and time.session is not None:
-        left = duration(max(0.0, time.session))
-        return [f"no worker is started any more: it would have nothing done when the session ends, in {left}: {extend}"]
+        soon = duration(max(0.0, time.session))
+        return [f"no worker is started any more: it would have nothing done when the session ends, in {soon}: {extend}"]
 
     def late(left: float | None) -> bool:
         return left is not None and sizing.is_late(demand, facts.threads, facts.there, most, left, time.boot)
@@ -126,11 +126,11 @@ def _late(facts: Facts) -> list[str]:
     if time.session is not None and late(time.session):
         ways = [extend, *_enough(facts, time.session)]
         return [f"{takes}, and the session ends in {duration(time.session)}: {', or '.join(ways)}"]
-    left = time.work or 0.0
+    left = time.work if time.work is not None else 0.0
     if left <= 0:
         return [f"{takes}, and should have been done {duration(-left)} ago"]
-    ways = _enough(facts, left) or ["no more workers would end it in time"]
-    return [f"{takes}, and should be done in {duration(left)}: {', or '.join(ways)}"]
+    enough = _enough(facts, left) or ["no more workers would end it in time"]
+    return [f"{takes}, and should be done in {duration(left)}: {enough[0]}"]
 
 
 def _enough(facts: Facts, left: float) -> list[str]:

@@ -77,7 +77,7 @@ def test_a_lost_worker_is_replaced_and_results_are_right(sessions, ecs, marks):
     assert run.result(timeout=120) == expected
     run.wait(timeout=60)
     check(burst, run.id)
-    wait_until(lambda: len(ecs.running) == 3 or burst._link.fleet.ensure(3))
+    wait_until(lambda: len(ecs.running) == 3 or sync.run(burst._link.start_workers(eager=True)))
     assert "one stopped: Spot took its machine back" in str(burst.status())
 
 
