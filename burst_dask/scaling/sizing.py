@@ -23,9 +23,6 @@ MOST_AT_ONCE = 500
 #: Seconds until work has spread over new workers, and until the news of the last of it has come: as seen in the
 #: simulator, where a hundred and more find theirs by splitting what others hold.
 SPREAD = 30.0
-#: A worker that is started for the sake of an end works for that part of the time that its start takes, at least:
-#: what can no longer be reached is not worth any number of starts.
-PAYS = 0.5
 #: Seconds for which a fleet runs on once its money is said to be spent, about: until somebody looks, until workers
 #: read it, and until they have handed over.
 RUNS_ON = 90.0
@@ -107,8 +104,8 @@ def wanted(goal: Goal, demand: Demand, threads: int, there: int = 0, time: Time 
     [8, 2, 10, 50]
     >>> wanted(Goal(2, 50), Demand(0, 0.0), 4)
     0
-    >>> [wanted(Goal(2, 50), Demand(1000, 4800.0), 4, 0, Time(60.0, left, 1e6)) for left in (3600.0, 155.0, 125.0)]
-    [10, 20, 40]
+    >>> [wanted(Goal(2, 50), Demand(1000, 4800.0), 4, 0, Time(60.0, left, 1e6)) for left in (3600.0, 160.0)]
+    [10, 19]
     """
     if not demand.pending:
         return 0
@@ -124,21 +121,22 @@ def in_time(demand: Demand, threads: int, there: int, left: float | None, boot: 
     Those that are there work until then. A new one counts for what is left after its start, `SPREAD` and one more
     task: the last task of a thread must begin a task's length before the end. Whatever the tasks' order, that is
     enough if all take as long. And who was counted so counts for more later on: time that passes asks for no others.
+    Each must have as long to work as it takes to start: what can hardly be reached is not worth any number of starts.
 
     A limit that is farther than `horizon` asks for nobody whom `WORTH` does not.
 
     Examples
     --------
     >>> work = Demand(pending=100, seconds=1000.0)
-    >>> [in_time(work, 1, 0, left, boot=60.0) for left in (None, 60.0, 125.0, 140.0, 200.0, 1100.0)]
-    [0, 0, 0, 25, 10, 1]
-    >>> in_time(work, 1, 4, 140.0, boot=60.0), in_time(work, 1, 8, 140.0, boot=60.0)
-    (15, 8)
+    >>> [in_time(work, 1, 0, left, boot=60.0) for left in (None, 60.0, 155.0, 180.0, 200.0, 1100.0)]
+    [0, 0, 0, 13, 10, 1]
+    >>> in_time(work, 1, 4, 180.0, boot=60.0), in_time(work, 1, 8, 180.0, boot=60.0)
+    (8, 8)
     """
     if left is None or demand.seconds is None:
         return 0
     each = left - boot - SPREAD - demand.mean
-    if each <= 0 or each < PAYS * boot:
+    if each <= 0 or each < boot:
         return 0
     undone = demand.seconds - there * threads * left
     # Less a hair: what was reckoned so before must not round up to one more.

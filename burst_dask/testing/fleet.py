@@ -197,6 +197,8 @@ class Recovery:
     quota: int | None = None
     #: containers that ran, every ten seconds
     sizes: list[int] = field(default_factory=list)
+    #: tasks that had outcomes when it was looked last
+    completed: int = 0
     #: seconds after which all had outcomes; None while it is not so
     done: float | None = None
 
@@ -239,6 +241,7 @@ class Recovery:
                 fleet.lose(lost.pop(0)[1])
             self.sizes.append(fleet.running)
             await view.survey()
+            self.completed = view.totals().done
             if not view.totals().pending:
                 self.done = bucket.loop.time() - begin
                 return

@@ -1,9 +1,9 @@
 """A stand-in for ECS: it starts, as processes of this machine, the very command and environment that RunTask names.
 
 It is a small HTTP server in front of moto. What concerns tasks (RunTask, ListTasks, DescribeTasks, StopTask) it answers
-itself, and for quotas; everything else, also of ECS, goes to moto. A task's process gets a clean environment: what an image and ECS
-give it, the task definition's and the override's, and nothing of whoever runs the tests. What it writes goes to the
-log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
+itself, as well as quotas; everything else, also of ECS, goes to moto. A task's process gets a clean environment: what
+an image and ECS give it, the task definition's and the override's, and nothing of whoever runs the tests. What it
+writes goes to the log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
 """
 
 from __future__ import annotations
