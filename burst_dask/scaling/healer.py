@@ -33,6 +33,8 @@ EACH_EVERY = 10.0
 #: Seconds for which a start counts in full, whatever the fleet says of it: its writer sends it within half of
 #: them or never, and after the other half it shows in any listing.
 SETTLED_AFTER = 60.0
+#: Seconds within which a start is carried out, or the rest of it never is.
+SENT_WITHIN = SETTLED_AFTER / 2
 
 
 @runtime_checkable
@@ -173,7 +175,7 @@ class Healer:
         begin, date = clock.monotonic(), clock.wall()
 
         def still() -> bool:
-            return max(clock.monotonic() - begin, clock.wall() - date) < SETTLED_AFTER / 2
+            return max(clock.monotonic() - begin, clock.wall() - date) < SENT_WITHIN
 
         return still
 
