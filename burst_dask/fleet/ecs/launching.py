@@ -218,7 +218,8 @@ class _Launching:
             answer = self._launcher.run_task(self._providers[0], asked, self._number, self._calls, self._still)
         except CloudError as error:
             failure = Failure(type(error), str(error))
-            if self._fall_back(failure):
+            # Of others it is not known whether they were started all the same.
+            if isinstance(error, CloudLimit) and self._fall_back():
                 return True
             if not self._started and self._still():
                 raise
@@ -233,7 +234,7 @@ class _Launching:
     def _failed(self, failure: Failure) -> bool:
         """Some of a batch were not started; tell whether to go on."""
         self._shortfall = failure
-        if self._fall_back(failure):
+        if (failure.may_pass or issubclass(failure.kind, CloudLimit)) and self._fall_back():
             return True
         if not failure.may_pass:
             return False
@@ -244,10 +245,9 @@ class _Launching:
         self._launcher.pause(delay)
         return True
 
-    def _fall_back(self, failure: Failure) -> bool:
+    def _fall_back(self) -> bool:
         """Take others than those of Spot, if there may be any: it has none free, or the account may have no more."""
-        hopeful = failure.may_pass or issubclass(failure.kind, CloudLimit)
-        if len(self._providers) < 2 or not hopeful or not self._still():
+        if len(self._providers) < 2 or not self._still():
             return False
         self._providers = self._providers[1:]
         self._spot_short = True

@@ -299,6 +299,14 @@ def test_a_quota_of_spot_that_is_used_up_is_a_reason_for_others(fleet_of, ecs):
     assert len(ecs.running) == 6
 
 
+def test_answers_that_are_lost_are_no_reason_for_others(fleet_of, ecs):
+    """They may have been started."""
+    ecs.always("RunTask", LOST)
+    with pytest.raises(CloudUnavailable):
+        start(fleet_of(spot="with-fallback"), 3)
+    assert len(ecs.tasks) == 3 and set(providers(ecs)) == {"FARGATE_SPOT"}
+
+
 def test_spot_without_a_fallback_waits(fleet_of, ecs):
     fleet = fleet_of(spot=True)
     ecs.once("RunTask", NO_CAPACITY, times=2)
