@@ -74,6 +74,19 @@ class SessionState(msgspec.Struct, frozen=True):
         live = [run for run in self.runs if run not in self.cancelled]
         return sorted(live, key=lambda run: -self.runs[run])
 
+    @property
+    def expected(self) -> int:
+        """How many workers there may be, at least one: of a range, as many as were started, which may be a few of many.
+
+        Examples
+        --------
+        >>> SessionState(minimum=50, workers=50).expected, SessionState(workers=400, starts={3: (8, 0.0)}).expected
+        (50, 8)
+        """
+        most = self.workers or 1
+        started = sum(workers for workers, _ in self.starts.values())
+        return most if self.minimum == self.workers or not started else min(most, started)
+
     def deadline(
         self, opened: float, sign: float, session_timeout: float | None, absolute_timeout: float | None
     ) -> float | None:

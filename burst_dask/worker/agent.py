@@ -187,9 +187,7 @@ class Agent:
         """Take turns with the others at seeing to the fleet, for the time when no client does."""
         if self._healer is None:
             return
-        # Of a range, as many as were started: it may have a few of the many that it may have.
-        started = sum(workers for workers, _ in self.session.starts.values())
-        self._healer.workers = max(1, min(self.session.workers or 1, started or self.session.workers or 1))
+        self._healer.workers = self.session.expected
         self._healer.now = self._deadline.now
         while not self.context.stopping:
             await self.context.clock.sleep(self._healer.pause())
