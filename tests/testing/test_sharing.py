@@ -11,7 +11,7 @@ from burst_dask.worker import finder
 
 
 def takes() -> float:
-    """Return the seconds in which a hundred workers do 600 tasks of 20 s, of which 120 s are work and up to 65 s boot."""
+    """Return the seconds in which a hundred workers do 600 tasks of 20 s: 120 s of work, and up to 65 s to boot."""
     world = Recovery(0, [20.0] * 600, Scale(100), Settings.of(), {})
     world.run(patience=1000.0)
     assert world.done is not None
