@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from burst_dask.cancelling import undone
-from burst_dask.errors import ConfigError
+from burst_dask.errors import ConfigError, StoreAccessDenied
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.link import Link
 from burst_dask.protocol import keys, policy
@@ -43,6 +45,7 @@ async def extend(link: Link, seconds: float) -> float | None:
             + (f"extend(seconds={left}) would do" if left else "For new work open a new session with Session(…)")
         )
     await link.append(Extend(now + seconds))
+    await _goes_on(link)
     return await link.deadline()
 
 
@@ -58,6 +61,13 @@ async def afford(link: Link, max_cost: float) -> None:
     if link.state.closed:
         await link.check_open()
     await link.append(Afford(max_cost))
+    await _goes_on(link)
+
+
+async def _goes_on(link: Link) -> None:
+    """Have `burst heal` look at a session again; it may have passed it by since it was over."""
+    with contextlib.suppress(StoreAccessDenied):  # whoever reads it later sees what was appended
+        await link.store.delete([keys.over(link.session)])
 
 
 async def incomplete(link: Link) -> list[RunId]:
@@ -98,7 +108,7 @@ async def delete(link: Link, everything: bool) -> None:
         await link.store.delete(key for key in doomed if not key.startswith(log))
     if everything:
         await link.store.delete([meta.key async for meta in listed(link.store, log)])
-        await link.store.delete([keys.manifest(link.session)])
+        await link.store.delete([keys.manifest(link.session), keys.over(link.session)])
 
 
 def _gone_within(link: Link, workers: int) -> float:

@@ -21,7 +21,7 @@ from burst_dask.environment.versions import own_versions
 from burst_dask.errors import CloudError, ConfigError, FleetError
 from burst_dask.finding import find, open_run
 from burst_dask.fleet.base import Logging, ProcessLog
-from burst_dask.fleets import can_start, choose, fleet_of
+from burst_dask.fleets import can_start, check_resumed, choose, fleet_of, made_ready, release
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
 from burst_dask.places import address_of, opened
@@ -78,7 +78,8 @@ class Session(Scheduling):
     **settings
         Fields of `burst_dask.config.Settings`: `session_timeout`, `absolute_timeout`, `idle_timeout`, …. On ECS also
         those of `burst_dask.fleet.ecs.EcsArguments`: `launch_type` (``"FARGATE"`` or ``"EC2"``), `instance_type`,
-        `spot` (True, False or ``"with-fallback"``), `arch`, `subnets`, `security_groups`, `image` and `tags`.
+        `spot` (True, False or ``"with-fallback"``), `arch`, `subnets`, `security_groups`, `image`, `tags` and
+        `isolated` (True: workers have a role of their own, which may do nothing outside of this session).
 
     Raises
     ------
@@ -152,28 +153,31 @@ class Session(Scheduling):
         if resume and name is not None:
             found = sync.run(reopen(place, name, author, packed.environment))
         if found.link is not None:
+            check_resumed(found.link, chosen.fleet)
             link = self._link = found.link
             said = settings | size(cpu, memory, settings)
             if go_on(link, found.before, chosen.workers, said, chosen.settings) and link.workers:
                 link.fleet = fleet_of(link)
                 sync.run(link.start_workers(eager=True))  # what the session has stays when there cannot be any
             return
-        manifest = Manifest(
-            session=SessionId(entropy.token(8)),
-            name=name,
-            created=clock.wall(),
-            host=platform.node(),
-            versions=own_versions(),
-            settings=chosen.settings.to_dict(),
-            environment=packed.environment,
-            fleet=chosen.fleet,
-        )
-        self._link = Link(place, manifest, chosen.settings, author, SessionState())
-        sync.run(opening.create(self._link, chosen.workers, packed.archive))
-        if resume:
-            self._link.earlier = Earlier(self._link, found.before)
-        if chosen.workers is not None:
-            self._start()
+        session = SessionId(entropy.token(8))
+        with made_ready(chosen.fleet, session, place.url, found.before) as its_fleet:
+            manifest = Manifest(
+                session=session,
+                name=name,
+                created=clock.wall(),
+                host=platform.node(),
+                versions=own_versions(),
+                settings=chosen.settings.to_dict(),
+                environment=packed.environment,
+                fleet=its_fleet,
+            )
+            self._link = Link(place, manifest, chosen.settings, author, SessionState())
+            sync.run(opening.create(self._link, chosen.workers, packed.archive))
+            if resume:
+                self._link.earlier = Earlier(self._link, found.before)
+            if chosen.workers is not None:
+                self._start()
 
     @classmethod
     def _of(cls, link: Link, progress: bool | None = None) -> Session:
@@ -378,9 +382,13 @@ class Session(Scheduling):
         fleet = link.fleet or fleet_of(link)
         try:
             fleet.remove()
+            release(fleet)
         except (CloudError, ConfigError) as error:  # they see that the session is closed, if nobody may stop them
             warnings.warn(f"workers of session {self.id} end by themselves, within a minute: {error}", stacklevel=2)
-        sync.run(delete(link, force))
+            sync.run(delete(link, force))
+            release(fleet)  # not before they have ended
+        else:
+            sync.run(delete(link, force))
 
 
 def attach(

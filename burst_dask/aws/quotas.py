@@ -31,9 +31,9 @@ class Quota:
     def __str__(self) -> str:
         return f"{self.what}: not known" if self.value is None else f"{self.what}: {self.value:g} vCPU at a time"
 
-    def request(self) -> str:
-        """Return the command that asks for more."""
-        more = max(256.0, 2 * (self.value or 0.0))
+    def request(self, vcpus: float | None = None) -> str:
+        """Return the command that asks for so many processors; by default for many, and twice as many as there are."""
+        more = vcpus or max(256.0, 2 * (self.value or 0.0))
         return (
             f"`aws service-quotas request-service-quota-increase --service-code {self.service} "
             f"--quota-code {self.code} --desired-value {more:g}`"

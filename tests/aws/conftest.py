@@ -118,6 +118,7 @@ def kept_account(account_server: str) -> Account:
             "autoscaling",
             "service-quotas",
             "codebuild",
+            "scheduler",
         ]:
             account.clients.client(service)
     return account
