@@ -13,7 +13,7 @@ from dask.utils import key_split
 
 from burst_dask.clock import Clock
 from burst_dask.config import Settings
-from burst_dask.report import _Table, duration, money
+from burst_dask.report import _Table, duration, money, noted
 from burst_dask.statuses import OVERHEAD
 
 #: Seconds until new workers of a fleet elsewhere work (Fargate takes 30 to 60).
@@ -48,6 +48,8 @@ class Estimate(_Table):
     #: USD, without storage
     cost: float
     workers: int
+    #: what is to be said of the cost; empty when it is what it says
+    cost_note: str = ""
 
     def title(self) -> str:
         return "Estimate"
@@ -58,7 +60,7 @@ class Estimate(_Table):
             ("tasks", f"{self.tasks}, of which {self.sampled} ran here"),
             ("work", f"{duration(self.work)} of one thread"),
             ("with workers", f"{self.workers}: {duration(self.seconds)}"),
-            ("cost", money(self.cost)),
+            ("cost", noted(money(self.cost), self.cost_note)),
         ]
         if self.unknown:
             rows.append(
@@ -89,13 +91,17 @@ def run_some(dsk: Mapping[Any, GraphNode], within: float, clock: Clock) -> tuple
     return took, len(values)
 
 
-def estimate(dsk: Mapping[Any, GraphNode], settings: Settings, workers: int, within: float, clock: Clock) -> Estimate:
+def estimate(
+    dsk: Mapping[Any, GraphNode], settings: Settings, workers: int, within: float, clock: Clock, cost_note: str = ""
+) -> Estimate:
     """Return what a graph takes by `workers`, after running some of it here.
 
     Parameters
     ----------
     within
         Seconds for which tasks are run; one that has begun is let finish.
+    cost_note
+        What is to be said of the price of a worker.
     """
     took, sampled = run_some(dsk, within, clock)
     ran = [seconds for kind in took.values() for seconds in kind]
@@ -114,4 +120,5 @@ def estimate(dsk: Mapping[Any, GraphNode], settings: Settings, workers: int, wit
         seconds=seconds,
         cost=useful * seconds / 3600 * settings.worker_price,
         workers=useful,
+        cost_note=cost_note,
     )

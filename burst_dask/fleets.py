@@ -18,7 +18,7 @@ from burst_dask.aws.stack import DEFAULT_NAME, Stack, read_stack
 from burst_dask.config import Settings
 from burst_dask.errors import BurstError, ConfigError
 from burst_dask.fleet.base import Fleet
-from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan, price_of, settings_of
+from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan, price_note, price_of, settings_of
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.fleet.local import LocalFleet
 from burst_dask.link import Link
@@ -125,7 +125,10 @@ def _on_ecs(address: Address, workers: int | None, cpu: float | None, given: Giv
         _check_isolation(address, stack)
     threads = settings.threads if settings.threads != Settings().threads else None
     plan = EcsPlan.made(cloud, cpu if cpu is not None else threads, settings.memory_limit, clients, stack)
-    priced = {} if settings.worker_price else {"worker_price": _price(clients, plan, settings)}
+    priced: dict[str, float] = {}
+    if not settings.worker_price:  # who says a price knows what it is of
+        priced = {"worker_price": _price(clients, plan, settings)}
+        plan = msgspec.structs.replace(plan, price_note=price_note(plan))
     checked = Settings.of(**(settings.to_dict() | settings_of(plan) | priced))
     return Chosen(FleetChoice("ecs", msgspec.to_builtins(plan)), workers or ECS_WORKERS, checked)
 

@@ -18,7 +18,7 @@ from burst_dask.errors import (
     ConfigError,
     StoreAccessDenied,
 )
-from burst_dask.fleet.base import Fleet, Remote
+from burst_dask.fleet.base import Ensuring, Fleet, Remote
 from burst_dask.guard import Guard
 from burst_dask.journal import log
 from burst_dask.journal.heartbeats import heartbeats
@@ -90,7 +90,7 @@ class Link:
         """What sees to the fleet, and to what it costs; another one when there is another fleet."""
         fleet = self.fleet if isinstance(self.fleet, Elastic) else None
         if self._healer is None or self._healer.fleet is not fleet:
-            self._healer = Healer(self.store, self.session, self.settings, self.author, fleet)
+            self._healer = Healer(self.store, self.session, self.settings, self.author, fleet, self.now)
         return self._healer
 
     @functools.cached_property
@@ -296,6 +296,7 @@ class Link:
         if self.fleet is None or not self.workers:
             return 0
         if not self.heals:
+            assert isinstance(self.fleet, Ensuring), "others are started by numbered starts"
             return await asyncio.to_thread(self.fleet.ensure, self.workers)
         before = self.state.next
         self.learn(await self.healer.heal(self.state, eager))

@@ -207,8 +207,10 @@ class SessionStatus(_Table):
     cost: float
     #: store requests so far by verb, of its workers and of this client
     requests: dict[str, int]
-    #: what is amiss with its workers, in words
+    #: what is amiss with its workers, and what will be, in words
     notes: tuple[str, ...] = ()
+    #: what is to be said of the cost; empty when it is what it says
+    cost_note: str = ""
 
     @property
     def size(self) -> int:
@@ -247,7 +249,7 @@ class SessionStatus(_Table):
             ("workers", str(self.workers)),
             *(("note", note) for note in self.notes),
             ("tasks", counts(self.totals)),
-            ("cost so far", money(self.cost)),
+            ("cost so far", noted(money(self.cost), self.cost_note)),
             ("stored", stored(self.size, self.freed)),
             (
                 "settings",
@@ -328,6 +330,15 @@ def money(dollars: float) -> str:
     if not dollars:
         return "0 USD"
     return f"{dollars:.2f} USD" if dollars >= 1 else f"{dollars:.4f} USD"
+
+
+def noted(text: str, note: str) -> str:
+    """Return a text with what is to be said of it.
+
+    >>> noted("1.00 USD", ""), noted("1.00 USD", "at most")
+    ('1.00 USD', '1.00 USD, at most')
+    """
+    return f"{text}, {note}" if note else text
 
 
 def when(seconds: float) -> str:

@@ -83,7 +83,11 @@ class Scheduling(Calling):
             expression = collections_to_expr(found, optimize_graph).optimize()
             names = list(flatten(expression.__dask_keys__()))
         dsk, _ = materialize(expression, names, Outside(self._link.session, self._link.futures))
-        return estimate(dsk, self._link.settings, workers or self._link.workers or 1, within, self._link.clock)
+        link = self._link
+        workers = workers or link.workers or 1
+        return estimate(
+            dsk, link.settings, workers, within, link.clock, link.manifest.fleet.options.get("price_note", "")
+        )
 
     def get(self, dsk: Any, keys: Any, **keywords: Any) -> Any:
         """Compute `keys` of a graph and return what Dask's own schedulers return.

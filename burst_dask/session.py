@@ -265,17 +265,21 @@ class Session(Scheduling):
             raise ConfigError(f"workers={workers}: must be 0 or more")
         self._resize(Scale(workers))
 
-    def adapt(self, minimum: int = 0, maximum: int = 10) -> None:
+    def adapt(self, minimum: int = 0, maximum: int = 10, *, within: float | None = None) -> None:
         """Have as many workers as the work is worth, within these bounds.
 
         A fleet begins small, and grows when tasks prove long: a worker is started when there is at least a
-        task and two minutes of work for it. Workers without work leave by themselves (`idle_timeout`), and there
-        may be fewer than `minimum` while nothing waits.
+        task and two minutes of work for it, and the money for that. It grows further where that ends the work in time:
+        before the session does, or within what is said here. Workers without work leave by themselves
+        (`idle_timeout`), and there may be fewer than `minimum` while nothing waits.
 
         Parameters
         ----------
         minimum, maximum
             Workers.
+        within
+            Seconds from now within which what waits should be done. It is no promise: how long tasks take is known
+            when the first ones have ended. `status` says so when that cannot be in time.
 
         Examples
         --------
@@ -290,7 +294,11 @@ class Session(Scheduling):
             check_count(workers)
         if not 0 <= minimum <= maximum or not maximum:
             raise ConfigError(f"adapt(minimum={minimum}, maximum={maximum}): must be 0 <= minimum <= maximum, and some")
-        self._resize(Adapt(minimum, maximum))
+        done_by = 0.0
+        if within is not None:
+            check_seconds("adapt: within", within)
+            done_by = sync.run(self._link.now()) + within
+        self._resize(Adapt(minimum, maximum, done_by))
 
     def _resize(self, goal: Scale | Adapt) -> None:
         link = self._link

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from burst_dask import cancelling
+from burst_dask import cancelling, outlook
 from burst_dask.cancelling import Undone
 from burst_dask.guard import notes
 from burst_dask.journal.outcomes import Totals
@@ -149,6 +149,10 @@ async def session_status(link: Link, own: bool = True) -> SessionStatus:
         return None if view is None else await run_status(link, view, workers, condition, undone.get(run))
 
     runs = [run for run in await in_parallel(one, link.state.runs) if run is not None]
+    ahead: tuple[str, ...] = ()
+    if condition == "open":
+        views = [view for view in await in_parallel(link.view, link.state.live_runs) if view is not None]
+        ahead = await outlook.notes(link, views, workers.seen.status.alive, workers.cost)
     # As if what is there had been there from the beginning: what was deleted since made up for what came late.
     kept = max(0.0, link.wall() - link.manifest.created)
     cost = workers.cost + storage_cost(sum(run.size for run in runs), kept)
@@ -166,5 +170,6 @@ async def session_status(link: Link, own: bool = True) -> SessionStatus:
         settings=link.manifest.settings,
         cost=cost,
         requests=workers.requests,
-        notes=await notes(link, workers.seen),
+        notes=await notes(link, workers.seen) + ahead,
+        cost_note=link.manifest.fleet.options.get("price_note", ""),
     )

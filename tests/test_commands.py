@@ -105,6 +105,20 @@ def test_scale(session: Session, burst: Callable[..., Result]) -> None:
     assert (refused.exit_code, "is closed" in refused.output) == (1, True)
 
 
+def test_adapt(session: Session, burst: Callable[..., Result]) -> None:
+    link = session._link
+    wrong = burst("adapt", "nightly", "1", "2", "--within", "soon")
+    assert (wrong.exit_code, "'soon' is not a duration" in wrong.output) == (1, True)
+    try:
+        said = burst("adapt", "nightly", "0", "2", "--within", "90m")
+        assert said.output == "nightly has 0 to 2 workers, for what waits to be done in 1 h 30 min\n"
+        sync.run(link.follow())
+        assert (link.state.minimum, link.state.workers) == (0, 2)
+        assert 5300 < link.state.done_by - link.clock.wall() <= 5500
+    finally:
+        burst("scale", "nightly", "0")
+
+
 def test_a_name_may_look_like_the_id_of_a_run(session: Session, burst: Callable[..., Result]) -> None:
     dotted = Session(session.store, fleet=None, name="model.v2", progress=False)
     assert attach("model.v2", store=session.store).id == dotted.id

@@ -62,6 +62,13 @@ def test_all_of_a_short_graph_runs_and_no_more_workers_are_reckoned_with_than_ta
     assert found.cost == 0.0 and found.work == pytest.approx(12 + 5 * OVERHEAD)
 
 
+def test_what_is_to_be_said_of_the_price_is_said() -> None:
+    clock = HandClock()
+    settings = Settings.of(worker_price=0.5)
+    found = estimate(graph(clock, 2), settings, 50, 1000.0, clock, "at most: less on Spot")  # type: ignore[arg-type]
+    assert "USD, at most: less on Spot" in str(found)
+
+
 def test_nothing_is_submitted(alone: Session) -> None:
     said = alone.estimate(dask.delayed(sum)([dask.delayed(abs)(-1), 2]))
     assert said.tasks >= 2 and not alone.status().runs

@@ -77,6 +77,15 @@ def test_ecs_is_checked_and_written_down(ecs):
     assert chosen("auto", "s3://b/p?endpoint_url=http://minio", cloud=EcsArguments(spot=True)).fleet.kind == "ecs"
 
 
+def test_the_price_of_fargate_spot_is_what_it_costs_at_most(ecs):
+    def note(**settings):
+        return chosen("ecs", **settings).fleet.options["price_note"]
+
+    assert "Fargate Spot costs up to 70 % less" in note(cloud=EcsArguments(spot=True))
+    assert note(cloud=EcsArguments(spot="with-fallback")) and not note()
+    assert not note(cloud=EcsArguments(spot=True), worker_price=0.02), "who says a price knows what it is of"
+
+
 def test_no_stack(ecs, monkeypatch):
     monkeypatch.setenv("BURST_STACK", "another")
     with pytest.raises(ConfigError, match=r"there is no stack another in us-east-1; `burst setup aws` makes one"):

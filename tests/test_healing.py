@@ -26,6 +26,7 @@ class Cloud:
     """A fleet elsewhere, which notes what it starts."""
 
     begun: dict[str, int]
+    boot = 60.0
 
     def __init__(self, link: Any) -> None:
         self.link = link
@@ -39,7 +40,7 @@ class Cloud:
     async def resting(self) -> int:
         return 0
 
-    async def begin(self, number: int, workers: int) -> None:
+    async def begin(self, number: int, workers: int, still: Any) -> None:
         if self.link.manifest.name == "refused":
             raise CloudLimit("the quota of vCPUs is used up")
         self.begun[self.link.session] = workers

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import dask
+import msgspec
 import pytest
 
 from burst_dask import Run, Session, statuses, sync
@@ -18,7 +19,7 @@ from burst_dask.journal.view import RunView
 from burst_dask.link import Link, WorkersSeen
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import WorkerId
-from burst_dask.protocol.records import Beat, Claim, Ended, encode
+from burst_dask.protocol.records import Beat, Claim, Ended, FleetChoice, encode
 from burst_dask.protocol.session_records import Cancel, Close
 from burst_dask.protocol.shard import Shard
 from burst_dask.report import WorkersStatus
@@ -98,6 +99,13 @@ def test_what_this_client_has_sent_counts(alone: Session) -> None:
     alone.compute(dask.delayed(1))
     status = alone.status()
     assert status.requests["put"] >= 2 and status.cost > 0
+
+
+def test_what_is_to_be_said_of_the_price_is_said(alone: Session) -> None:
+    assert "USD, " not in str(alone.status())
+    fleet = FleetChoice(options={"price_note": "at most: less on Spot"})
+    alone._link.manifest = msgspec.structs.replace(alone._link.manifest, fleet=fleet)
+    assert " USD, at most: less on Spot" in str(alone.status())
 
 
 def test_of_10_000_tasks_and_100_runs_each_takes_few_requests(alone: Session) -> None:

@@ -124,6 +124,7 @@ def _healing(stack: Stack, session: SessionId, ecs: str) -> list[dict[str, Any]]
         _allow("ecs:RunTask", f"{ecs}:task-definition/{stack.name}-worker-*", cluster | asked),
         _allow(["ecs:DescribeTasks", "ecs:StopTask"], tasks, there),
         _allow("ecs:ListTasks", "*", cluster),
+        _allow(["servicequotas:GetServiceQuota", "servicequotas:GetAWSDefaultServiceQuota"], "*"),
         _allow(
             "ecs:TagResource",
             tasks,

@@ -62,6 +62,9 @@ class ClusterFleet:
         Bytes for each worker; None shares out what the cluster's worker may use.
     """
 
+    #: seconds until a worker that is started works
+    boot = LocalFleet.boot
+
     def __init__(
         self, session: SessionId, store_url: str, address: str, *, threads: int = 1, memory_limit: int | None = None
     ) -> None:
@@ -75,12 +78,6 @@ class ClusterFleet:
             "memory_limit": memory_limit,
         }
 
-    def start(self, count: int) -> None:
-        """Start `count` workers, where the fewest are."""
-        if count < 0:
-            raise ConfigError(f"{count} workers cannot be started")
-        self._start(count, self._counts(), -1)
-
     async def counted(self) -> dict[int, int]:
         """Return how many workers run or are about to, by the number of their start; others under -1."""
         return dict(sum(map(Counter, (await asyncio.to_thread(self._run, _slots)).values()), Counter()))
@@ -92,7 +89,7 @@ class ClusterFleet:
         """Return 0: workers on machines that are there anyway may be started again at any time."""
         return 0
 
-    async def begin(self, number: int, workers: int) -> None:
+    async def begin(self, number: int, workers: int, still: Callable[[], bool] = lambda: True) -> None:
         """Start workers as start `number`."""
         await asyncio.to_thread(lambda: self._start(workers, self._counts(), number))
 

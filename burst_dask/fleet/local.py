@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,8 @@ class LocalFleet:
 
     #: the module that an agent runs; tests put a stand-in here
     agent = AGENT
+    #: seconds until a worker that is started works: it imports Dask
+    boot = 2.0
 
     def __init__(
         self,
@@ -131,7 +133,7 @@ class LocalFleet:
         """Return 0: workers on machines that are there anyway may be started again at any time."""
         return 0
 
-    async def begin(self, number: int, workers: int) -> None:
+    async def begin(self, number: int, workers: int, still: Callable[[], bool] = lambda: True) -> None:
         """Start workers as start `number`."""
         await asyncio.to_thread(self.start, workers, number)
 

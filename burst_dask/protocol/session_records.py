@@ -43,6 +43,8 @@ class Adapt(msgspec.Struct, frozen=True, tag="adapt"):
 
     minimum: int
     maximum: int
+    #: when what waits should be done, in seconds since 1970 by the store's clock; 0: nobody has said so
+    done_by: float = 0.0
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):

@@ -189,7 +189,8 @@ class Agent:
         """Take turns with the others at seeing to the fleet, for the time when no client does."""
         if self._healer is None:
             return
-        self._healer.workers = self.session.workers or 1
+        self._healer.workers = self.session.expected
+        self._healer.now = self._deadline.now
         while not self.context.stopping:
             await self.context.clock.sleep(self._healer.pause())
             # What it reads of the session log is not taken in here, but by `_follow`, which heeds it.

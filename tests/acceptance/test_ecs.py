@@ -79,7 +79,7 @@ def test_a_lost_worker_is_replaced_and_results_are_right(sessions, ecs, marks):
     assert run.result(timeout=120) == expected
     run.wait(timeout=60)
     check(burst, run.id)
-    wait_until(lambda: len(ecs.running) == 3 or burst._link.fleet.ensure(3))
+    wait_until(lambda: len(ecs.running) == 3 or sync.run(burst._link.start_workers(eager=True)))
     assert "one stopped: Spot took its machine back" in str(burst.status())
 
 
@@ -154,6 +154,23 @@ def test_workers_that_never_come_up(sessions, ecs, fault):
         run.result(timeout=60)
     assert any(words[fault] in note for note in burst.status().notes)
     burst.scale(0)
+
+
+def test_a_quota_that_is_smaller_than_the_fleet(sessions, ecs, marks):
+    """Nothing is asked for in vain, and the status says how to have more."""
+    ecs.quotas = {"L-3032A538": 0.6}
+    burst = sessions(workers=5, cpu=0.25)
+    run = burst.compute(*chains(marks, 2, 2, gate="gate")[0])
+    marks.wait("started", 1)
+    assert [request["count"] for request in ecs.names("RunTask")] == [2]
+    (note,) = burst.status().notes
+    assert note.startswith(
+        "of the 5 workers that were asked for, 2 can run at a time: Fargate: 0.6 vCPU at a time. Ask"
+    )
+    assert "aws service-quotas request-service-quota-increase" in note
+    marks.open("gate")
+    run.wait(timeout=60)
+    assert len(ecs.tasks) == 2 and burst.status().notes == ()
 
 
 def test_a_session_that_cannot_start_workers_leaves_nothing(sessions, ecs, store):

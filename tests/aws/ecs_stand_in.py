@@ -1,9 +1,9 @@
 """A stand-in for ECS: it starts, as processes of this machine, the very command and environment that RunTask names.
 
 It is a small HTTP server in front of moto. What concerns tasks (RunTask, ListTasks, DescribeTasks, StopTask) it answers
-itself; everything else, also of ECS, goes to moto. A task's process gets a clean environment: what an image and ECS
-give it, the task definition's and the override's, and nothing of whoever runs the tests. What it writes goes to the
-log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
+itself, as well as quotas; everything else, also of ECS, goes to moto. A task's process gets a clean environment: what
+an image and ECS give it, the task definition's and the override's, and nothing of whoever runs the tests. What it
+writes goes to the log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
 
 What tasks with the role of a single session or of the schedule ask of S3 is held to what that role allows.
 """
@@ -233,6 +233,8 @@ class EcsStandIn:
         self.missing_images: set[str] = set()
         #: the clock
         self.now = time.time
+        #: quotas of processors by their codes
+        self.quotas: dict[str, float] = {}
         #: capacity providers whose tasks wait for a machine
         self.without_machines: set[str] = set()
         self.tasks: list[RunningTask] = []
@@ -386,6 +388,7 @@ class EcsStandIn:
                 "DescribeTasks": self._describe_tasks,
                 "StopTask": self._stop_task,
                 "RegisterTaskDefinition": self._register,
+                "GetServiceQuota": self._quota,
             }
             answer = known[call](request) if call in known else None
             return LOST if found == LOST else answer
@@ -445,6 +448,10 @@ class EcsStandIn:
                 return {"task": task.told()}
         return 400, "InvalidParameterException", "The referenced task was not found."
 
+    def _quota(self, request: dict[str, Any]) -> Any:
+        """Answer for an account that may have as many as its quotas say, and enough of what they do not tell."""
+        return {"Quota": {"QuotaCode": request["QuotaCode"], "Value": self.quotas.get(request["QuotaCode"], 1024.0)}}
+
     def _register(self, request: dict[str, Any]) -> Any:
         """Refuse what Fargate has not; moto would not mind."""
         if "FARGATE" not in request.get("requiresCompatibilities", ()):
@@ -467,7 +474,7 @@ class EcsStandIn:
             def handle_one(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 service, _, call = self.headers.get("X-Amz-Target", "").partition(".")
-                if service.startswith("AmazonEC2ContainerService"):
+                if service.startswith(("AmazonEC2ContainerService", "ServiceQuotas")):
                     answer = stand_in.answer(call, json.loads(body or b"{}"))
                     if answer is not None:
                         self.tell(answer)
