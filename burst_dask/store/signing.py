@@ -7,8 +7,9 @@
 
 Before each chunk stands its HMAC-SHA256, which also covers the name of the object, the number of the chunk and whether
 it is the last one (the STREAM construction, as in age and Tink). So a range of bytes is verified without reading the
-rest. Tags stand first so that nobody reads a signed object who does not verify it: it begins with random bytes. A chunk that was altered, moved, taken out, or taken from another object or session is refused, and so is an
-object that ends too early. PROTOCOL.md, "Signing", is normative.
+rest. A chunk that was altered, moved, taken out, or taken from another object or session is refused, and so is an
+object that ends too early. A tag stands first, so that a signed object is nothing to who does not verify it.
+PROTOCOL.md, "Signing", is normative.
 """
 
 from __future__ import annotations
