@@ -74,6 +74,8 @@ class Keyring:
         self._folder = folder
         self._clients = clients
         self._made: dict[str, Clients] = {}
+        #: by reference: of secrets that were read
+        self._read: dict[str, Key] = {}
 
     def path(self, session: SessionId) -> Path:
         """Return the file of a session's key."""
@@ -155,6 +157,8 @@ class Keyring:
         place = secrets.place_of(reference, session)
         if place is None:
             raise KeyMissing(f"{_SIGNED.format(session)}: {reference!r} is no place for it. {_UNREAD}")
+        if reference in self._read:
+            return self._read[reference]
         region, name = place
         try:
             found = secrets.read(self._of(region), name)
@@ -165,7 +169,8 @@ class Keyring:
                 f"{_SIGNED.format(session)}: there is no secret {name} in {region}, in the account of these "
                 f"credentials; a cleanup has deleted it, or the session is another account's. {_UNREAD}"
             )
-        return _key(session, found, f"the secret {name}")
+        self._read[reference] = _key(session, found, f"the secret {name}")
+        return self._read[reference]
 
     def _file(self, session: SessionId, path: Path) -> Key:
         try:

@@ -68,7 +68,9 @@ async def forget_key(link: Link) -> None:
             await asyncio.to_thread(Keyring().forget, link.session, link.manifest.key)
 
 
-async def attach(store: Store, session: SessionId, author: log.Author, signed: bool = False) -> Link | None:
+async def attach(
+    store: Store, session: SessionId, author: log.Author, signed: bool = False, ring: Keyring | None = None
+) -> Link | None:
     """Return the link to a session that is there, or None.
 
     Raises
@@ -76,7 +78,7 @@ async def attach(store: Store, session: SessionId, author: log.Author, signed: b
     KeyMissing, UntrustedObject, CloudError
         As of `burst_dask.trust.trusted`; `signed` refuses a session that is not.
     """
-    found = await trusted(store, session, signed=signed)
+    found = await trusted(store, session, signed=signed, ring=ring)
     if found is None:
         return None
     store, manifest = found.store, found.manifest

@@ -166,4 +166,5 @@ async def session_status(link: Link, own: bool = True) -> SessionStatus:
         cost=cost,
         requests=workers.requests,
         notes=await notes(link, workers.seen),
+        key=link.manifest.key,
     )

@@ -93,7 +93,7 @@ class Context:
         return [*self.untrusted.values(), *(said for view in self.views.values() for said in view.untrusted.values())]
 
     async def view(self, run: RunId) -> WaryView | None:
-        """Return the worker's view of a run, reading its plan the first time; None without one that is to be believed."""
+        """Return the worker's view of a run, reading its plan the first time; None if there is none to be believed."""
         view = self.views.get(run)
         if view is None and run not in self.untrusted:
             try:
