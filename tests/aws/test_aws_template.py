@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from burst_dask.aws import secrets
 from burst_dask.aws.assets import asset
 from burst_dask.aws.stack import Stack
 from burst_dask.protocol import keys
@@ -120,6 +121,28 @@ def test_an_object_that_is_not_there_is_404_for_workers():
     """S3 answers 403 to a GET of what is not there, unless listing is allowed whatever the prefix."""
     (condition,) = [one["Condition"] for one in statements("TaskRole") if one.get("Sid") == "List"]
     assert list(condition) == ["StringLikeIfExists"]
+
+
+def test_workers_read_keys_of_their_stacks_sessions_and_make_none():
+    found = {
+        role: [one for one in statements(role) if "secretsmanager" in str(one["Action"])]
+        for role in of_kind("AWS::IAM::Role")
+    }
+    (ours,) = found.pop("TaskRole")
+    assert not any(found.values()), "only tasks have to do with keys"
+    assert ours["Action"] == "secretsmanager:GetSecretValue"
+    here = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:"
+    assert ours["Resource"] == {"Sub": here + "${AWS::StackName}/session/*"}
+    prefix = ours["Resource"]["Sub"].removeprefix(here).replace("${AWS::StackName}", "stack")
+    assert fnmatch.fnmatchcase(secrets.secret_name("stack", "k3w9x2mq") + "-AbCdEf", prefix)
+    assert not fnmatch.fnmatchcase(secrets.secret_name("stack", "k3w9x2mq", isolated=True) + "-AbCdEf", prefix)
+
+
+def test_private_workers_reach_secrets_manager():
+    services = [one["ServiceName"]["Sub"] for one in of_kind("AWS::EC2::VPCEndpoint").values()]
+    assert "com.amazonaws.${AWS::Region}.secretsmanager" in services
+    endpoints = [one for one in of_kind("AWS::EC2::VPCEndpoint").values() if one["VpcEndpointType"] == "Interface"]
+    assert len(endpoints) == 7 and all(one["PrivateDnsEnabled"] for one in endpoints)
 
 
 @pytest.mark.parametrize("role", ["TaskRole", "ExecutionRole", "BuilderRole"])
