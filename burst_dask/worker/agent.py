@@ -292,9 +292,9 @@ class Agent:
             if self._work_left() <= LOOK_AHEAD and not self._finding and now >= self._find_after:
                 self._finding = True
                 self._spawn(self._find(), self._jobs)
-            if self.tenders or self._finding:
+            if self.tenders:
                 self._idle_since = now
-            elif now - self._idle_since >= context.settings.idle_timeout:
+            elif not self._finding and now - self._idle_since >= context.settings.idle_timeout:
                 self.stop("idle", f"nothing to do for {context.settings.idle_timeout:.0f} s")
                 return
             await wait_for(context.wake, self._pause(now))
