@@ -22,8 +22,11 @@ from acting import QUICK, children
 from servers import REGION
 
 from burst_dask import Session, attach, list_sessions, serialize, sync
-from burst_dask.clock import Entropy
+from burst_dask.clock import Entropy, SystemClock
+from burst_dask.doctor import diagnose
+from burst_dask.ending import close
 from burst_dask.errors import EnvironmentFailed, KeyMissing, UnknownId, UntrustedObject
+from burst_dask.fleet import records
 from burst_dask.keyring import Keyring
 from burst_dask.protocol import frames, keys
 from burst_dask.protocol.records import (
@@ -133,12 +136,12 @@ def test_a_signed_session_is_come_back_to_by_who_has_the_key(store, tmp_path, mo
     with_the_key = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert with_the_key.stdout == "3\n"
 
-    monkeypatch.setenv("BURST_KEYS", str(tmp_path / "another machine"))
-    with pytest.raises(KeyMissing, match=r"there is no .*another machine.* Copy that file"):
-        attach(run.id, store=burst.store)
-    (row,) = [row for row in list_sessions(burst.store) if row.id == burst.id]
-    assert (row.state, row.signed) == ("no key", True)
-    monkeypatch.undo()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("BURST_KEYS", str(tmp_path / "another machine"))
+        with pytest.raises(KeyMissing, match=r"there is no .*another machine.* Copy that file"):
+            attach(run.id, store=burst.store)
+        (row,) = [row for row in list_sessions(burst.store) if row.id == burst.id]
+        assert (row.state, row.signed) == ("no key", True)
 
     assert next(row for row in list_sessions(burst.store) if row.id == burst.id).state == "open"
     burst.cleanup()
@@ -171,8 +174,6 @@ def test_the_key_is_nowhere_else(store, tmp_path):
 
 
 def _records(fleet):
-    from burst_dask.fleet import records
-
     return records.read_all(fleet.directory).values()
 
 
@@ -195,7 +196,7 @@ def test_a_new_session_reads_results_of_a_signed_one_before_it(tmp_path):
     slow = dask.delayed(large, pure=True)("a")
     before = Session(url, absolute_timeout=1000, **options)
     before.compute(slow).result(timeout=60)
-    sync.run(__import__("burst_dask.ending", fromlist=["close"]).close(before._link))
+    sync.run(close(before._link))
     after = Session(url, **options)
     assert after.id != before.id
     assert after.compute(dask.delayed(len, pure=True)(slow)).result(timeout=60) == (40_000,)
@@ -451,9 +452,6 @@ def test_burst_worker_takes_no_key_itself():
 
 
 def test_burst_doctor_verifies_every_object(finished, marker):
-    from burst_dask.clock import SystemClock
-    from burst_dask.doctor import diagnose
-
     def broken():
         found = sync.run(diagnose(open_store(finished.url), finished.id, SystemClock()))
         return [one.what for part in (found.session, *found.runs) for one in part.violations]
