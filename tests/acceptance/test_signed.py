@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ import dask
 import msgspec
 import psutil
 import pytest
-from acting import QUICK, children
+from acting import QUICK, children, until
 from servers import REGION
 
 from burst_dask import Session, attach, list_sessions, serialize, sync
@@ -148,6 +149,18 @@ def test_a_signed_session_is_come_back_to_by_who_has_the_key(store, tmp_path, mo
     assert attach(run.id, store=burst.store).result()[1] == 3, "results are kept, and so is the key"
     burst.cleanup(force=True)
     assert Keyring().known(burst.id) == ""
+
+
+def test_the_end_of_a_killed_worker_is_told_by_its_supervisor_who_has_the_key(tmp_path):
+    burst = Session(str(tmp_path / "store"), workers=1, progress=False, signed=True, **QUICK)
+    until(lambda: burst.status().workers.alive)
+    (worker,) = burst._link.fleet.processes()
+    os.kill(worker.pid, signal.SIGKILL)
+    link = burst._link
+    until(lambda: sync.run(link.store.get(keys.ended(link.session, worker.worker))))
+    assert sync.run(link.newest([worker.worker])).message.startswith("killed by SIGKILL")
+    assert burst.compute(dask.delayed(sum)([1, 2])).result(timeout=60) == (3,)
+    burst.cleanup(force=True)
 
 
 def test_the_key_is_nowhere_else(store, tmp_path):
