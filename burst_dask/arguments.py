@@ -106,7 +106,7 @@ def check_resume(resume: bool, name: str | None) -> None:
 def check_signed(signed: bool) -> None:
     """Raise unless it is a yes or a no."""
     if not isinstance(signed, bool):
-        raise ConfigError(f"signed={signed!r}: must be True or False; the key is made, and never given")
+        raise ConfigError("signed: must be True or False; the key is made, and never given")  # which this may be
 
 
 def check_seconds(what: str, seconds: float) -> None:

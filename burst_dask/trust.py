@@ -69,7 +69,7 @@ async def trusted(
         return None
     manifest = decode(Manifest, name, data)
     ring, key = ring or Keyring(), key_in(store, session)
-    where = reference or ("" if key else await asyncio.to_thread(ring.known, session))
+    where = reference or ("" if key else ring.known(session))
     if not manifest.key:
         if where or key or signed:
             raise _not_signed(store, session, known=bool(where or key))

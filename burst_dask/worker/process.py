@@ -79,7 +79,7 @@ async def _accuse(store: Store, session: SessionId, key: str, ended: Ended) -> N
     """Record that a session is not believed, where a client that knows it sees that."""
     with contextlib.suppress(BurstError):
         ring = Keyring()
-        where = key or await asyncio.to_thread(ring.known, session) or FILE
+        where = key or ring.known(session) or FILE
         signing = key_in(store, session)
         if signing is None:
             signing = await asyncio.to_thread(ring.read, session, where)
