@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -116,11 +118,17 @@ def test_the_key_of_a_signed_session_goes_by_the_clusters_own_messages(cluster: 
         assert burst.submit(double, 21).result(timeout=60) == 42
         key = key_in(burst._link.store, burst.id)
         assert key is not None
-        seen = [one for one in psutil.process_iter() if burst.id in " ".join(one.cmdline())]
-        assert len(seen) >= 4, "supervisors and workers"
-        told = [*(str(one.environ()) + str(one.cmdline()) for one in seen), repr(burst._link.fleet._arguments)]
+        until(lambda: burst.status().workers.alive == 2)
+        told, places = [repr(burst._link.fleet._arguments)], []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # others come and go
+                words = process.cmdline()
+                if burst.id in " ".join(words):
+                    told.append(str(process.environ()) + str(words))
+                    places += [place for option, place in itertools.pairwise(words) if option == "--key"]
+        assert len(told) >= 1 + 4, "supervisors and workers"
         assert not any(key.secret.hex() in text or str(key.secret) in text for text in told)
-        (beside, *_) = [one.cmdline()[one.cmdline().index("--key") + 1] for one in seen if "--key" in one.cmdline()]
+        beside = places[0]
         assert Path(beside).stat().st_mode & 0o777 == 0o600
     finally:
         burst.cleanup(force=True)
