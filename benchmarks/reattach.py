@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 
-from simulated import share_plans
+from simulated import share
 
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
@@ -48,7 +48,7 @@ def grow(bucket: Bucket, run: keys.RunId, number: int, entries: int, author: log
 
 
 def main() -> None:
-    share_plans()
+    share()
     loop = VirtualLoop()
     bucket = Bucket(loop, Entropy("bucket"))
     client = Client(bucket, "client", 0, Network())

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from simulated import busiest, draw, ideal, share_plans
+from simulated import busiest, draw, ideal, share
 
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--boot", choices=["fargate", "at-once"], default="fargate")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    share_plans()
+    share()
     began = time.perf_counter()
     scale = Scale(
         arguments.workers, arguments.tasks, arguments.seconds, arguments.boot, arguments.seed, arguments.per_shard

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 from burst_dask.clock import Entropy
+from burst_dask.journal import log
 from burst_dask.journal import view as views
+from burst_dask.protocol import keys
 from burst_dask.testing.bucket import Bucket
+from burst_dask.worker import roster
 
 #: RunTask: calls a second, and how many at once (Fargate's documented limits).
 RATE, BURST = 20.0, 100
@@ -45,15 +50,35 @@ def busiest(bucket: Bucket, kind: str) -> tuple[int, int]:
     return top, rates[top]
 
 
-def share_plans() -> None:
-    """Decode a plan once for all workers: a thousand copies of it would only fill this machine's memory."""
-    decode, known = views.decode, {}
+def share() -> None:
+    """Have all workers hold the same copy of what is the same, and is never changed.
 
-    def once(kind: type, name: str, data: bytes) -> Any:
+    Each of ten thousand processes may well know ten thousand shards and workers; all in one process, they would fill
+    this machine's memory. What is shared: decoded plans and newest entries of shards, ids, and sets of workers.
+    """
+    plans: dict[str, Any] = {}
+    entries: dict[str, tuple[str, Any]] = {}
+    alive: WeakValueDictionary[int, Any] = WeakValueDictionary()
+    decode, decode_with_end = views.decode, log.decode_with_end
+
+    def plan(kind: type, name: str, data: bytes) -> Any:
         if not name.endswith("/plan"):
             return decode(kind, name, data)
-        if name not in known:
-            known[name] = decode(kind, name, data)
-        return known[name]
+        if name not in plans:
+            plans[name] = decode(kind, name, data)
+        return plans[name]
 
-    views.decode = once
+    def entry(kind: type, name: str, data: bytes) -> Any:
+        shard = name.rpartition("/")[0]
+        if shard not in entries or entries[shard][0] != name:
+            entries[shard] = name, decode_with_end(kind, name, data)
+        return entries[shard][1]
+
+    class Liveness(roster.Liveness):
+        def __new__(cls, dead: Any, living: frozenset[Any]) -> Any:
+            known = alive.setdefault(hash(living), living)
+            return super().__new__(cls, dead, known if known == living else living)
+
+    views.decode, log.decode_with_end, roster.Liveness = plan, entry, Liveness
+    for name in ("split_worker_key", "shard_of_entry"):
+        setattr(keys, name, cache(getattr(keys, name)))

@@ -42,7 +42,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from scale import Scale
-from simulated import busiest, draw, ideal, share_plans
+from simulated import busiest, draw, ideal, share
 
 from burst_dask.clock import Entropy
 from burst_dask.errors import StoreUnavailable
@@ -360,7 +360,7 @@ def main() -> None:
     parser.add_argument("--boot", choices=["fargate", "at-once"], default="fargate")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    share_plans()
+    share()
     columns: dict[str, Any] = {}
     for name, simulate in (("shard logs", ours), ("status objects", theirs)):
         if arguments.only not in (None, name):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from burst_dask.cancelling import undone
-from burst_dask.errors import ConfigError
+from burst_dask.errors import ConfigError, StoreAccessDenied
 from burst_dask.journal.view import RunView, in_parallel
 from burst_dask.keyring import Keyring
 from burst_dask.link import Link
@@ -46,6 +47,7 @@ async def extend(link: Link, seconds: float) -> float | None:
             + (f"extend(seconds={left}) would do" if left else "For new work open a new session with Session(…)")
         )
     await link.append(Extend(now + seconds))
+    await _goes_on(link)
     return await link.deadline()
 
 
@@ -61,6 +63,13 @@ async def afford(link: Link, max_cost: float) -> None:
     if link.state.closed:
         await link.check_open()
     await link.append(Afford(max_cost))
+    await _goes_on(link)
+
+
+async def _goes_on(link: Link) -> None:
+    """Have `burst heal` look at a session again; it may have passed it by since it was over."""
+    with contextlib.suppress(StoreAccessDenied):  # whoever reads it later sees what was appended
+        await link.store.delete([keys.over(link.session)])
 
 
 async def incomplete(link: Link) -> list[RunId]:
@@ -110,7 +119,7 @@ async def delete(link: Link, everything: bool) -> None:
         # Without a log, nobody needs the key to come back and clean up what an interruption has left.
         if link.manifest.key:
             await asyncio.to_thread(Keyring().forget, link.session, link.manifest.key)
-        await link.store.delete([keys.manifest(link.session)])
+        await link.store.delete([keys.manifest(link.session), keys.over(link.session)])
 
 
 def _gone_within(link: Link, workers: int) -> float:

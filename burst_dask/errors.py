@@ -101,7 +101,15 @@ class UntrustedObject(CorruptObject):
 
 
 class KeyMissing(BurstError, LookupError):
-    """The session is signed, and its key is not here or may not be read; nothing of it was read."""
+    """The session is signed, and its key is not here or may not be read; nothing of it was read.
+
+    Attributes
+    ----------
+    reference
+        Where it was looked for, as `burst_dask.keyring` writes it.
+    """
+
+    reference: str = ""
 
 
 class GraphError(BurstError):

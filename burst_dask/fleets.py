@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from burst_dask.arguments import PARTS, Given, check_workers
+from burst_dask.aws import isolation
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.secrets import reference, secret_name
 from burst_dask.aws.stack import DEFAULT_NAME, Stack, read_stack
@@ -121,11 +124,66 @@ def _on_ecs(address: Address, workers: int | None, cpu: float | None, given: Giv
         )
     settings = given.settings
     cloud = given.cloud or EcsArguments()
+    if cloud.isolated:
+        _check_isolation(address, stack)
     threads = settings.threads if settings.threads != Settings().threads else None
     plan = EcsPlan.made(cloud, cpu if cpu is not None else threads, settings.memory_limit, clients, stack)
     priced = {} if settings.worker_price else {"worker_price": _price(clients, plan, settings)}
     checked = Settings.of(**(settings.to_dict() | settings_of(plan) | priced))
     return Chosen(FleetChoice("ecs", msgspec.to_builtins(plan)), workers or ECS_WORKERS, checked)
+
+
+def _check_isolation(address: Address, stack: Stack) -> None:
+    """Raise `ConfigError` if a session's own role could not reach the store: its boundary is the stack's own."""
+    if (address.scheme, address.place) != ("s3", stack.bucket) or not f"{address.path}/".startswith(f"{stack.prefix}/"):
+        raise ConfigError(
+            f"isolated=True with the store {address.url}: roles of single sessions are bound to the stack's own store, "
+            f"{stack.store}, and what is below it. Nothing was started"
+        )
+
+
+@contextlib.contextmanager
+def made_ready(choice: FleetChoice, session: SessionId, url: str, before: Link | None) -> Iterator[FleetChoice]:
+    """Make what a new session's fleet has of its own, and unmake it if the session is not opened after all.
+
+    Parameters
+    ----------
+    url
+        Of the store.
+    before
+        The session whose results are used, if there is one.
+    """
+    if choice.kind != "ecs" or not (plan := EcsPlan.of(choice)).isolated:
+        yield choice
+        return
+    clients, address = Clients.of(region=plan.stack.region), Address.parse(url)
+    earlier = None if before is None else before.session
+    role = isolation.make_role(clients, plan.stack, session, address.place, address.path, earlier)
+    plan = msgspec.structs.replace(plan, task_role=role)
+    try:
+        yield FleetChoice("ecs", msgspec.to_builtins(plan))
+    except BaseException:
+        release(EcsFleet(session, url, plan, clients=clients))
+        raise
+
+
+def check_resumed(link: Link, choice: FleetChoice) -> None:
+    """Raise `ConfigError` if a session that goes on is less isolated than the script wants it to be."""
+    wanted = choice.options.get("isolated") if choice.kind == "ecs" else False
+    if wanted and not link.manifest.fleet.options.get("isolated"):
+        raise ConfigError(
+            f"isolated=True, but session {link.session} of that name was opened without, and cannot be changed: give "
+            "another name=, or clean it up first. Nothing was started"
+        )
+
+
+def release(fleet: Fleet) -> None:
+    """Delete what a session's fleet has had of its own, when its workers have ended; what cannot be is a warning."""
+    if isinstance(fleet, EcsFleet):
+        try:
+            fleet.release()
+        except BurstError as error:
+            warnings.warn(str(error), stacklevel=3)
 
 
 def _price(clients: Clients, plan: EcsPlan, settings: Settings) -> float:
@@ -182,8 +240,8 @@ def key_place(choice: FleetChoice, session: SessionId) -> str:
     """Return where the key of a session that is signed is kept: where its workers find it."""
     if choice.kind != "ecs":
         return FILE
-    stack = EcsPlan.of(choice).stack
-    return reference(stack.region, secret_name(stack.name, session))
+    plan = EcsPlan.of(choice)
+    return reference(plan.stack.region, secret_name(plan.stack.name, session, isolated=plan.isolated))
 
 
 def fleet_of(link: Link) -> Fleet:

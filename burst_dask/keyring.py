@@ -127,9 +127,13 @@ class Keyring:
         CloudError
             AWS does not answer, or the credentials have expired.
         """
-        if reference.startswith(secrets.SCHEME):
-            return self._secret(session, reference)
-        return self._file(session, self._path(session, reference))
+        try:
+            if reference.startswith(secrets.SCHEME):
+                return self._secret(session, reference)
+            return self._file(session, self._path(session, reference))
+        except KeyMissing as error:
+            error.reference = reference
+            raise
 
     def forget(self, session: SessionId, reference: str) -> None:
         """Delete the key of a session; one that is not there is no error.

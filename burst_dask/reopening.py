@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from burst_dask import opening, sync
+from burst_dask.aws.secrets import is_shared
 from burst_dask.config import Settings
 from burst_dask.ending import extend
 from burst_dask.environment.versions import own_versions
 from burst_dask.finding import There, sessions_in
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
-from burst_dask.protocol.records import Environment, Manifest
+from burst_dask.protocol.records import Environment, FleetChoice, Manifest
 from burst_dask.protocol.session_records import Scale
 from burst_dask.resuming import Earlier, ResumeWarning
 from burst_dask.store import Store
@@ -103,9 +104,17 @@ async def _goes_on(link: Link) -> bool:
 
 def earlier(link: Link, before: Link | None) -> Earlier:
     """Return what a session may use again: its own results, and those of the session before it if workers can."""
-    if before is not None and before.manifest.key and link.manifest.fleet.kind == "distributed":
-        before = None  # a cluster's machines have the key of the session that they work for, and no other
-    return Earlier(link, before)
+    return Earlier(
+        link, None if before is not None and not _have_key(link.manifest.fleet, before.manifest.key) else before
+    )
+
+
+def _have_key(fleet: FleetChoice, key: str) -> bool:
+    """Tell whether workers of a fleet can verify results of another session; `key` is where its key is, if it is signed."""
+    if not key or fleet.kind == "local":  # they are of the same user
+        return True
+    # A cluster's machines, and a role of one session, have the key of the session that they work for, and no other.
+    return fleet.kind == "ecs" and is_shared(key) and not fleet.options.get("isolated")
 
 
 def go_on(link: Link, before: Link | None, workers: int | None, given: Iterable[str], settings: Settings) -> bool:

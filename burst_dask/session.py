@@ -30,7 +30,7 @@ from burst_dask.environment.versions import own_versions
 from burst_dask.errors import CloudError, ConfigError, FleetError
 from burst_dask.finding import find, open_run
 from burst_dask.fleet.base import Logging, ProcessLog
-from burst_dask.fleets import can_start, choose, fleet_of, key_place
+from burst_dask.fleets import can_start, check_resumed, choose, fleet_of, key_place, made_ready, release
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
 from burst_dask.places import address_of, opened
@@ -89,7 +89,8 @@ class Session(Scheduling):
     **settings
         Fields of `burst_dask.config.Settings`: `session_timeout`, `absolute_timeout`, `idle_timeout`, …. On ECS also
         those of `burst_dask.fleet.ecs.EcsArguments`: `launch_type` (``"FARGATE"`` or ``"EC2"``), `instance_type`,
-        `spot` (True, False or ``"with-fallback"``), `arch`, `subnets`, `security_groups`, `image` and `tags`.
+        `spot` (True, False or ``"with-fallback"``), `arch`, `subnets`, `security_groups`, `image`, `tags` and
+        `isolated` (True: workers have a role of their own, which may do nothing outside of this session).
 
     Raises
     ------
@@ -172,6 +173,7 @@ class Session(Scheduling):
         if resume and name is not None:
             found = sync.run(reopen(place, name, author, packed.environment, signed))
         if found.link is not None:
+            check_resumed(found.link, chosen.fleet)
             link = self._link = found.link
             said = settings | size(cpu, memory, settings)
             if go_on(link, found.before, chosen.workers, said, chosen.settings) and link.workers:
@@ -179,24 +181,25 @@ class Session(Scheduling):
                 sync.run(link.start_workers(eager=True))  # what the session has stays when there cannot be any
             return
         session = SessionId(entropy.token(8))
-        manifest = Manifest(
-            session=session,
-            name=name,
-            created=clock.wall(),
-            host=platform.node(),
-            versions=own_versions(),
-            settings=chosen.settings.to_dict(),
-            environment=packed.environment,
-            fleet=chosen.fleet,
-            key=key_place(chosen.fleet, session) if signed else "",
-        )
-        place = opening.keyed(place, manifest, author) if signed else place
-        self._link = Link(place, manifest, chosen.settings, author, SessionState())
-        sync.run(opening.create(self._link, chosen.workers, packed.archive))
-        if resume:
-            self._link.earlier = earlier(self._link, found.before)
-        if chosen.workers is not None:
-            self._start()
+        with made_ready(chosen.fleet, session, place.url, found.before) as its_fleet:
+            manifest = Manifest(
+                session=session,
+                name=name,
+                created=clock.wall(),
+                host=platform.node(),
+                versions=own_versions(),
+                settings=chosen.settings.to_dict(),
+                environment=packed.environment,
+                fleet=its_fleet,
+                key=key_place(its_fleet, session) if signed else "",
+            )
+            place = opening.keyed(place, manifest, author) if signed else place
+            self._link = Link(place, manifest, chosen.settings, author, SessionState())
+            sync.run(opening.create(self._link, chosen.workers, packed.archive))
+            if resume:
+                self._link.earlier = earlier(self._link, found.before)
+            if chosen.workers is not None:
+                self._start()
 
     @classmethod
     def _of(cls, link: Link, progress: bool | None = None) -> Session:
@@ -394,9 +397,13 @@ class Session(Scheduling):
         fleet = link.fleet or fleet_of(link)
         try:
             fleet.remove()
+            release(fleet)
         except (CloudError, ConfigError) as error:  # they see that the session is closed, if nobody may stop them
             warnings.warn(f"workers of session {self.id} end by themselves, within a minute: {error}", stacklevel=2)
-        sync.run(delete(link, force))
+            sync.run(delete(link, force))
+            release(fleet)  # not before they have ended
+        else:
+            sync.run(delete(link, force))
 
 
 def attach(

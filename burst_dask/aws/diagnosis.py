@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from burst_dask.aws import isolation, schedule
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.aws.image import Sources, differing
@@ -20,6 +21,10 @@ from burst_dask.store.address import Address
 
 #: ``"blocks"``: no worker can run; ``"note"``: some things will not work, or cost; ``"ok"``: as it should be.
 Level = Literal["ok", "note", "blocks"]
+
+
+#: Roles of single sessions from which on it is told how to have fewer.
+_MANY_ROLES = 300
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ def _findings(clients: Clients, name: str, question: Question, sources: Sources)
         "cluster": lambda: _cluster(clients, stack),
         "network": lambda: _network(clients, stack, question),
         "image": lambda: _image(clients, stack, question, sources),
+        "schedule": lambda: _schedule(clients, stack),
+        "isolation": lambda: _isolation(clients, stack),
         "quotas": lambda: _quotas(clients, question),
         "store": lambda: _store(clients, stack, question),
     }
@@ -163,7 +170,7 @@ def _network(clients: Clients, stack: Stack, question: Question) -> Iterator[Fin
             yield Finding(
                 "blocks",
                 "network",
-                f"{subnet.id} has no way to the image registry: add a NAT, or run "
+                f"{subnet.id} has no way to the image registry and to CloudWatch Logs: add a NAT, or run "
                 "`burst setup aws --private-endpoints`",
             )
         if not blocked and not subnet.s3_endpoint and subnet.way == "nat":
@@ -221,6 +228,33 @@ def _image(clients: Clients, stack: Stack, question: Question, sources: Sources)
         yield Finding("note", "image", different)
 
 
+def _schedule(clients: Clients, stack: Stack) -> Iterator[Finding]:
+    """Yield whether the schedule can run, and runs what workers do."""
+    if not stack.schedule:
+        return
+    if architectures_of(clients, stack.heal_image) is None:
+        gone = (
+            f"there is no {stack.heal_image} any more, which it runs: run `burst setup aws`, which takes the newest one"
+        )
+        yield Finding("note", "schedule", gone)
+    elif old := schedule.outdated(stack, stack.image):
+        yield Finding("note", "schedule", old)
+    else:
+        yield Finding("ok", "schedule", f"{stack.schedule} runs {stack.heal_image}")
+
+
+def _isolation(clients: Clients, stack: Stack) -> Iterator[Finding]:
+    """Yield how many sessions have roles of their own, before an account has no room for another one."""
+    try:
+        count = len(isolation.roles_of(clients, stack))
+    except AccessDenied:  # of interest to those only who open such sessions
+        return
+    if count:
+        text = f"{count} sessions have roles of their own, and an account has 1,000 roles unless it asks for more"
+        more = "; `burst cleanup SESSION` deletes that of one that is over" if count >= _MANY_ROLES else ""
+        yield Finding("note" if more else "ok", "isolation", f"{text}{more}")
+
+
 def _quotas(clients: Clients, question: Question) -> Iterator[Finding]:
     asked = (question.launch_type, question.spot)
     for launch_type, spot in QUOTAS:
@@ -231,7 +265,7 @@ def _quotas(clients: Clients, question: Question) -> Iterator[Finding]:
         text = f"{quota.what}: {quota.value:g} vCPU at a time"
         more = (
             f"; ask for more: `aws service-quotas request-service-quota-increase --service-code {quota.service} "
-            f"--quota-code {quota.code} --desired-value 256`, which may take a day"
+            f"--quota-code {quota.code} --desired-value {_desired(question)}`, which may take a day"
         )
         if (launch_type, spot) != asked:
             yield Finding("ok", "quotas", text)
@@ -252,6 +286,12 @@ def _quotas(clients: Clients, question: Question) -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", "quotas", text)
+
+
+def _desired(question: Question) -> int:
+    """Return a quota that is worth asking for: some more than is needed, in round numbers."""
+    needed = question.workers * question.cpus
+    return next(size for size in (256 << doublings for doublings in range(64)) if size >= needed)
 
 
 def _store(clients: Clients, stack: Stack, question: Question) -> Iterator[Finding]:

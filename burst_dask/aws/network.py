@@ -15,6 +15,9 @@ from burst_dask.errors import CloudError, ConfigError
 Way = Literal["nat", "public", "none"]
 _ZONE = re.compile(r"[a-z]+(-[a-z]+)+-\d[a-z]")  # not those of a Local Zone, where no Fargate is
 _UNCHANGED = "Nothing was changed"
+#: Interface endpoints that take the place of a way to the internet: for the image, and for the log, without which ECS
+#: starts no task. The layers of an image come from S3.
+_NEEDED = {"ecr.api", "ecr.dkr", "logs"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Subnet:
         return self.s3_endpoint or self._reaches_out(public_ip)
 
     def reaches_registry(self, public_ip: bool) -> bool:
-        """Tell whether an image can be fetched there."""
-        return self._reaches_out(public_ip) or {"ecr.api", "ecr.dkr"} <= self.endpoints
+        """Tell whether an image can be fetched there, and a log be opened."""
+        return self._reaches_out(public_ip) or self.endpoints >= _NEEDED
 
     def _reaches_out(self, public_ip: bool) -> bool:
         return self.way == "nat" or (self.way == "public" and public_ip)
@@ -107,7 +110,7 @@ def look_at(
     try:
         with explained("ec2:DescribeSubnets", kept=_UNCHANGED):
             asked: dict[str, Any] = {"SubnetIds": list(subnets)} if subnets else {"Filters": [_filter("vpc-id", vpc)]}
-            listed = ec2.describe_subnets(**asked)["Subnets"]
+            listed = _all(ec2, "describe_subnets", "Subnets", **asked)
     except CloudError as error:
         if code_of(error) == "InvalidSubnetID.NotFound":
             raise ConfigError(f"{error}; `aws ec2 describe-subnets` lists those of {clients.region}") from None
@@ -116,16 +119,16 @@ def look_at(
     if not vpcs:
         return []
     with explained("ec2:DescribeRouteTables", kept=_UNCHANGED):
-        tables = ec2.describe_route_tables(Filters=[_filter("vpc-id", *vpcs)])["RouteTables"]
+        tables = _all(ec2, "describe_route_tables", "RouteTables", Filters=[_filter("vpc-id", *vpcs)])
     with explained("ec2:DescribeVpcEndpoints", kept=_UNCHANGED):
-        endpoints = ec2.describe_vpc_endpoints(Filters=[_filter("vpc-id", *vpcs)])["VpcEndpoints"]
-    endpoints = [one for one in endpoints if own_endpoints or not _is_of(one, stack)]
+        endpoints = _all(ec2, "describe_vpc_endpoints", "VpcEndpoints", Filters=[_filter("vpc-id", *vpcs)])
+    endpoints = [one for one in endpoints if _works(one) and (own_endpoints or not _is_of(one, stack))]
     return [_subnet(one, tables, endpoints) for one in sorted(listed, key=lambda one: str(one["SubnetId"]))]
 
 
 def _default_vpc(clients: Clients) -> str:
     with explained("ec2:DescribeVpcs", kept=_UNCHANGED):
-        found = clients.client("ec2").describe_vpcs()["Vpcs"]
+        found = _all(clients.client("ec2"), "describe_vpcs", "Vpcs")
     for one in found:
         if one.get("IsDefault"):
             return str(one["VpcId"])
@@ -166,11 +169,31 @@ def _subnet(one: dict[str, Any], tables: list[dict[str, Any]], endpoints: list[d
             for endpoint in here
         ),
         endpoints=frozenset(
-            endpoint["ServiceName"].split(".", 3)[3]
-            for endpoint in here
-            if endpoint.get("VpcEndpointType") == "Interface"
+            _service(endpoint["ServiceName"]) for endpoint in here if endpoint.get("VpcEndpointType") == "Interface"
         ),
     )
+
+
+def _all(ec2: Any, call: str, what: str, **asked: Any) -> list[dict[str, Any]]:
+    """Return what a call lists, on all its pages."""
+    return [one for page in ec2.get_paginator(call).paginate(**asked) for one in page[what]]
+
+
+def _works(endpoint: dict[str, Any]) -> bool:
+    """Tell whether an endpoint takes what is sent to a service under its usual name."""
+    state = str(endpoint.get("State", "available")).lower()
+    if state not in ("available", "pending"):  # rejected, failed, being deleted, …
+        return False
+    return endpoint.get("VpcEndpointType") != "Interface" or bool(endpoint.get("PrivateDnsEnabled", True))
+
+
+def _service(name: str) -> str:
+    """Return a service's part of the name of its endpoint.
+
+    >>> _service("com.amazonaws.eu-west-1.ecr.api"), _service("cn.com.amazonaws.cn-north-1.ecr.api")
+    ('ecr.api', 'ecr.api')
+    """
+    return name.partition("com.amazonaws.")[2].partition(".")[2]
 
 
 def _table_of(subnet: dict[str, Any], tables: list[dict[str, Any]]) -> dict[str, Any] | None:

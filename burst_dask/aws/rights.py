@@ -9,6 +9,7 @@ from typing import Any
 
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import explained
+from burst_dask.aws.isolation import role_path
 from burst_dask.aws.secrets import secret_name
 from burst_dask.aws.stack import Stack, repository_name
 from burst_dask.errors import AccessDenied, CloudError
@@ -69,7 +70,23 @@ def rights_of(clients: Clients, stack: Stack) -> tuple[Right, ...]:
             for action in ("CreateSecret", "TagResource", "GetSecretValue", "DeleteSecret")
         ),
         Right("ecs:DescribeClusters", cluster, "burst doctor aws", needed=False),
+        *(_of_key(stack.kms_key) if stack.kms_key else ()),
+        *(_of_isolation(arn, clients.account, stack) if stack.boundary else ()),
     )
+
+
+def _of_key(key: str) -> Iterator[Right]:
+    """Yield what reading and writing an encrypted bucket takes besides the rights on the bucket."""
+    for action in ("kms:Decrypt", "kms:GenerateDataKey"):
+        yield Right(action, key, "sessions, since the bucket is encrypted with that key")
+
+
+def _of_isolation(arn: str, account: str, stack: Stack) -> Iterator[Right]:
+    """Yield what whoever opens sessions with roles of their own needs: on roles below one path only."""
+    roles = f"{arn}:iam::{account}:role{role_path(stack)}*"
+    for action in ("iam:CreateRole", "iam:PutRolePolicy", "iam:DeleteRolePolicy", "iam:DeleteRole"):
+        yield Right(action, roles, "isolated=True", needed=False)
+    yield Right("iam:PassRole", roles, "isolated=True", needed=False, passed_to="ecs-tasks.amazonaws.com")
 
 
 def _cluster(clients: Clients, stack: Stack) -> str:
@@ -88,7 +105,7 @@ def missing(clients: Clients, stack: Stack) -> tuple[list[Right], str]:
         if principal.endswith(":root"):
             return [], "the root of the account may do all; better use a role"
         return list(
-            _simulated(clients, principal, rights, _cluster(clients, stack))
+            _simulated(clients, principal, rights, _known(clients, stack))
         ), f"as IAM's simulation tells for {principal}"
     except AccessDenied:
         return list(_tried(clients, stack, rights)), (
@@ -106,11 +123,19 @@ def _principal(clients: Clients) -> str:
         return str(clients.client("iam").get_role(RoleName=assumed.group(3))["Role"]["Arn"])
 
 
-def _simulated(clients: Clients, principal: str, rights: tuple[Right, ...], cluster: str) -> Iterator[Right]:
+def _known(clients: Clients, stack: Stack) -> dict[str, str]:
+    """Return what policies may be bound to, and IAM knows of a real call only."""
+    return {
+        "ecs:cluster": _cluster(clients, stack),
+        "ecs:CreateAction": "RunTask",
+        "iam:PermissionsBoundary": stack.boundary,
+    }
+
+
+def _simulated(clients: Clients, principal: str, rights: tuple[Right, ...], of_call: dict[str, str]) -> Iterator[Right]:
     iam = clients.client("iam")
     for right in rights:
-        # Policies may be bound to these, and IAM knows them of a real call only.
-        known = {"ecs:cluster": cluster, "iam:PassedToService": right.passed_to}
+        known = of_call | {"iam:PassedToService": right.passed_to}
         with explained("iam:SimulatePrincipalPolicy", principal):
             answer = iam.simulate_principal_policy(
                 PolicySourceArn=principal,

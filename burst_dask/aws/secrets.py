@@ -26,6 +26,15 @@ def secret_name(stack: str, session: str, isolated: bool = False) -> str:
     return f"{stack}/{_ISOLATED if isolated else _SHARED}/{session}"
 
 
+def is_shared(reference: str) -> bool:
+    """Tell whether a secret is one that all workers of its stack may read.
+
+    >>> is_shared("secretsmanager:eu-west-1:burst-dask/session/k3w9x2mq"), is_shared("file")
+    (True, False)
+    """
+    return reference.startswith(SCHEME) and f"/{_SHARED}/" in reference
+
+
 def reference(region: str, name: str) -> str:
     """Return what names a secret in manifests and environments.
 

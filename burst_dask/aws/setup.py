@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from burst_dask import sync
+from burst_dask.aws import schedule
 from burst_dask.aws.assets import TEMPLATE, asset
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.events import Event, events_of, failure, wait_for
 from burst_dask.aws.explain import code_of, explained
-from burst_dask.aws.network import choose_network
+from burst_dask.aws.network import Network, choose_network
 from burst_dask.aws.stack import STACK_TAG, Stack, describe, read_stack
 from burst_dask.clock import Clock
 from burst_dask.errors import AccessDenied, CloudError, ConfigError, WaitTimeout
@@ -33,6 +34,9 @@ OPTIONS = (
     "DataDays",
     "LogDays",
     "SelfHealing",
+    "HealEvery",
+    "HealImage",
+    "HealArchitecture",
     "InstanceTypesX86",
     "InstanceTypesArm",
     "LeastVCpus",
@@ -52,8 +56,11 @@ _SERVICE_ROLES = {
 }
 _UNCHANGED = "Nothing was changed"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
-#: What was left of a creation that failed; there is nothing in it.
-_FAILED = {"ROLLBACK_COMPLETE", "CREATE_FAILED", "ROLLBACK_FAILED", "REVIEW_IN_PROGRESS"}
+#: States of a stack that never stood, and what that means.
+_NEVER_STOOD = {
+    "REVIEW_IN_PROGRESS": "it was planned, by a setup that was broken off or that somebody has not agreed to yet",
+    **dict.fromkeys(("ROLLBACK_COMPLETE", "CREATE_FAILED", "ROLLBACK_FAILED"), "it is what a failed creation has left"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,31 @@ class Plan:
         return not self.change_set  # one that changes outputs only has no changes of resources
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """A stack that never stood. One of the same name can be created when it is removed."""
+
+    stack_id: str
+    #: in words
+    state: str
+
+
+def leftover(clients: Clients, name: str) -> Leftover | None:
+    """Return what a creation that failed or was never begun has left; None if there is no such thing."""
+    found = describe(clients, name)
+    if found is None or found["StackStatus"] not in _NEVER_STOOD:
+        return None
+    status = found["StackStatus"]
+    return Leftover(str(found["StackId"]), f"The stack {name} is {status}: {_NEVER_STOOD[status]}")
+
+
 def plan(clients: Clients, name: str, wish: Wish, clock: Clock) -> Plan:
     """Return what is to be created or changed, as a change set of AWS.
 
     Raises
     ------
     ConfigError
-        Something that was asked for cannot be; the message says why. Nothing was changed.
+        Something that was asked for cannot be, or there is a `leftover`; the message says why. Nothing was changed.
     AccessDenied, CloudError
         AWS refuses; nothing was changed.
     """
@@ -114,9 +139,8 @@ def plan(clients: Clients, name: str, wish: Wish, clock: Clock) -> Plan:
             f"aws, ecs or fargate. {_UNCHANGED}"
         )
     before = describe(clients, name)
-    if before is not None and before["StackStatus"] in _FAILED:
-        _remove_failed(clients, before["StackId"], clock)
-        before = None
+    if before is not None and before["StackStatus"] in _NEVER_STOOD:
+        raise ConfigError(f"the stack {name} is {before['StackStatus']}, and must be removed first. {_UNCHANGED}")
     if before is not None and before["StackStatus"].endswith("_IN_PROGRESS"):
         raise ConfigError(f"the stack {name} is {before['StackStatus']}: somebody changes it now. Ask again later")
     old = {one["ParameterKey"]: one["ParameterValue"] for one in (before or {}).get("Parameters", ())}
@@ -139,9 +163,11 @@ def wanted_parameters(clients: Clients, name: str, wish: Wish, old: Mapping[str,
             "Vpc": network.vpc,
             "Subnets": ",".join(subnet.id for subnet in network.subnets),
             "AssignPublicIp": "ENABLED" if network.assign_public_ip else "DISABLED",
-            "RouteTables": ",".join(network.route_tables),
+            "RouteTables": ",".join(_tables(network, old)),
         }
     found |= _bucket(clients, name, wish.bucket, old)
+    if found.get("HealEvery", "0") != "0":
+        found |= schedule.parameters(clients, name, read_stack(clients, name), found)
     for key, count in (("InstanceTypesX86", "WarmX86"), ("InstanceTypesArm", "WarmArm")):
         first = found.get(key, "*").split(",")[0]
         if found.get(count, "0") != "0" and "*" in first:
@@ -150,6 +176,15 @@ def wanted_parameters(clients: Clients, name: str, wish: Wish, old: Mapping[str,
                 f"with one such as c7i.2xlarge. {_UNCHANGED}"
             )
     return found
+
+
+def _tables(network: Network, old: Mapping[str, str]) -> list[str]:
+    """Return the route tables to which the stack adds its endpoint of S3.
+
+    Among them are those that have it already: it may look like somebody else's, and would be taken away.
+    """
+    own = {table for table in old.get("RouteTables", "").split(",") if table}
+    return sorted({*network.route_tables, *(own & {subnet.route_table for subnet in network.subnets})})
 
 
 def apply(clients: Clients, plan: Plan, clock: Clock, tell: Callable[[Event], None]) -> Stack:
@@ -247,14 +282,14 @@ def _change(one: dict[str, Any]) -> Change:
     )
 
 
-def _remove_failed(clients: Clients, stack_id: str, clock: Clock) -> None:
-    """Remove what is left of a creation that failed, or was never begun."""
-    with explained("cloudformation:DeleteStack", f"{stack_id}, whose creation had failed", _UNCHANGED):
-        clients.client("cloudformation").delete_stack(StackName=stack_id)
-    status = wait_for(clients, stack_id, clock, lambda event: None)
+def remove_leftover(clients: Clients, left: Leftover, clock: Clock) -> None:
+    """Remove what a creation that failed or was never begun has left."""
+    with explained("cloudformation:DeleteStack", f"{left.stack_id}, which never stood", _UNCHANGED):
+        clients.client("cloudformation").delete_stack(StackName=left.stack_id)
+    status = wait_for(clients, left.stack_id, clock, lambda event: None)
     if status != "DELETE_COMPLETE":
         raise failure(
-            events_of(clients, stack_id),
+            events_of(clients, left.stack_id),
             "what an earlier creation has left cannot be removed",
             "Remove it in the console",
         )

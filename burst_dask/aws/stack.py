@@ -62,6 +62,11 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     builder: str = ""
     #: ARN of the key that encrypts the bucket; empty: S3's own
     kms_key: str = ""
+    #: ARN of the policy that bounds roles of single sessions; empty: a stack of an older version, which has none
+    boundary: str = ""
+    #: name of the schedule that has work go on when nobody is left, and the image that it runs; empty: there is none
+    schedule: str = ""
+    heal_image: str = ""
     status: str = ""
 
     @classmethod
@@ -93,6 +98,9 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
             capacity_providers={key: value for key, value in providers.items() if value},
             builder=outputs.get("Builder", ""),
             kms_key=outputs.get("KmsKey", ""),
+            boundary=outputs.get("Boundary", ""),
+            schedule=outputs.get("Schedule", ""),
+            heal_image=outputs.get("HealImage", ""),
             status=status,
         )
 

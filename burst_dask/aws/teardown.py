@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burst_dask import sync
-from burst_dask.aws import secrets
+from burst_dask.aws import isolation, schedule, secrets
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.events import Event, events_of, failure, wait_for
 from burst_dask.aws.explain import code_of, explained
@@ -18,6 +18,7 @@ from burst_dask.clock import Clock
 from burst_dask.errors import AccessDenied, CloudError, ConfigError, WaitTimeout
 
 _UNCHANGED = "Nothing was removed"
+_STOPPED = "The tasks were stopped, and the stack is still there"
 _STOP_LONGEST = 300.0
 #: What DescribeTasks takes at a time.
 _DESCRIBED = 100
@@ -55,7 +56,8 @@ def look(clients: Clients, name: str) -> Removal | None:
     stack = read_stack(clients, name)
     if found is None or stack is None:
         return None
-    sessions = Counter(_session(task) for task in running_tasks(clients, stack.cluster)) if stack.cluster else Counter()
+    tasks = list(running_tasks(clients, stack.cluster)) if stack.cluster else []
+    sessions = Counter(_session(task) for task in tasks if not schedule.is_its(task, stack))
     owns = bool(stack.bucket) and _owns(clients, stack)
     return Removal(stack, str(found["StackId"]), dict(sessions), owns, _keys(clients, name))
 
@@ -95,7 +97,9 @@ def remove(
             f"the bucket {stack.bucket} was not made by this stack (it lacks the tag {STACK_TAG}={stack.name}), so "
             f"--data does not delete it. {_UNCHANGED}"
         )
+    schedule.end(clients, stack, _UNCHANGED)  # it would start others
     stop_tasks(clients, stack, clock)
+    isolation.delete_roles(clients, stack, _STOPPED)  # before the policy that bounds them
     _end_instances(clients, removal, clock)
     _remove_definitions(clients, stack)
     _remove_images(clients, stack)
@@ -138,8 +142,12 @@ def stop_tasks(clients: Clients, stack: Stack, clock: Clock) -> None:
     while True:
         for task in running_tasks(clients, stack.cluster):
             arn = str(task["taskArn"])
-            with explained("ecs:StopTask", arn, "Some tasks may have been stopped; nothing was removed"):
-                ecs.stop_task(cluster=stack.cluster, task=arn, reason="burst teardown aws")
+            try:
+                with explained("ecs:StopTask", arn, "Some tasks may have been stopped; nothing was removed"):
+                    ecs.stop_task(cluster=stack.cluster, task=arn, reason="burst teardown aws")
+            except CloudError as error:
+                if code_of(error) != "InvalidParameterException":  # it has ended meanwhile, and is forgotten
+                    raise
             stopping.add(arn)
         if not stopping:
             return
@@ -204,7 +212,10 @@ def _owns(clients: Clients, stack: Stack) -> bool:
 
 
 def _end_instances(clients: Clients, removal: Removal, clock: Clock) -> None:
-    """Delete groups that have instances by force, and wait: they are protected from being ended by CloudFormation."""
+    """Delete groups that have instances by force, and wait: they are protected from being ended by CloudFormation.
+
+    What an earlier teardown has begun is waited for and ended, too.
+    """
     with explained("cloudformation:ListStackResources", removal.stack_id, _UNCHANGED):
         pages = (
             clients.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=removal.stack_id)
@@ -215,24 +226,38 @@ def _end_instances(clients: Clients, removal: Removal, clock: Clock) -> None:
             for one in page["StackResourceSummaries"]
             if one["ResourceType"] == "AWS::AutoScaling::AutoScalingGroup" and one.get("PhysicalResourceId")
         ]
+    there = _groups(clients, groups)
+    ending = {group["AutoScalingGroupName"] for group in there if group.get("Status")}  # "Delete in progress"
     doomed = [
         group["AutoScalingGroupName"]
-        for group in _groups(clients, groups)
-        if group["Instances"] or group.get("WarmPoolConfiguration")
+        for group in there
+        if group["Instances"] or group.get("WarmPoolConfiguration") or group["AutoScalingGroupName"] in ending
     ]
     for name in doomed:
-        with explained("autoscaling:DeleteAutoScalingGroup", name, _UNCHANGED):
-            clients.client("autoscaling").delete_auto_scaling_group(AutoScalingGroupName=name, ForceDelete=True)
+        if name not in ending:
+            with explained("autoscaling:DeleteAutoScalingGroup", name, _STOPPED):
+                clients.client("autoscaling").delete_auto_scaling_group(AutoScalingGroupName=name, ForceDelete=True)
     until = clock.monotonic() + _STOP_LONGEST
-    while _groups(clients, doomed):
+    while left := _groups(clients, doomed):
         if clock.monotonic() > until:
-            raise WaitTimeout(
-                f"instances of {removal.stack.name} have not ended within five minutes. They will; run "
-                "`burst teardown aws` again then. The stack is still there"
-            )
+            raise WaitTimeout(_unended(removal.stack, left))
         sync.run(clock.sleep(5.0))
-    if doomed:
+    if removal.stack.cluster:
         _deregister_instances(clients, removal.stack.cluster)
+
+
+def _unended(stack: Stack, left: list[dict[str, Any]]) -> str:
+    """Say what is left of groups whose instances take long to end, and how to go on."""
+    groups = [
+        f"{len(group['Instances'])} instances of the group {group['AutoScalingGroupName']}"
+        + (f", such as {group['Instances'][0]['InstanceId']}" if group["Instances"] else "")
+        for group in left
+    ]
+    return (
+        f"{'; '.join(groups)} have not ended within five minutes. AWS goes on ending them, and they cost until then. "
+        f"The stack {stack.name}, its images, logs and bucket are still there, but no worker can run on EC2 in it any "
+        "more: run `burst teardown aws` again in some minutes, which ends what was begun"
+    )
 
 
 def _groups(clients: Clients, names: list[str]) -> list[dict[str, Any]]:
@@ -246,12 +271,17 @@ def _groups(clients: Clients, names: list[str]) -> list[dict[str, Any]]:
 
 def _deregister_instances(clients: Clients, cluster: str) -> None:
     """Have the cluster forget instances that have ended; it cannot be deleted while it has any."""
-    ecs, kept = clients.client("ecs"), "The stack is still there"
-    with explained("ecs:ListContainerInstances", f"the cluster {cluster}", kept):
-        pages = ecs.get_paginator("list_container_instances").paginate(cluster=cluster)
-        found = [arn for page in pages for arn in page["containerInstanceArns"]]
+    ecs = clients.client("ecs")
+    try:
+        with explained("ecs:ListContainerInstances", f"the cluster {cluster}", _STOPPED):
+            pages = ecs.get_paginator("list_container_instances").paginate(cluster=cluster)
+            found = [arn for page in pages for arn in page["containerInstanceArns"]]
+    except CloudError as error:
+        if code_of(error) in _NO_CLUSTER:
+            return
+        raise
     for arn in found:
-        with explained("ecs:DeregisterContainerInstance", arn, kept):
+        with explained("ecs:DeregisterContainerInstance", arn, _STOPPED):
             ecs.deregister_container_instance(cluster=cluster, containerInstance=arn, force=True)
 
 
@@ -262,9 +292,10 @@ def _remove_definitions(clients: Clients, stack: Stack) -> None:
         families = [
             family
             for page in ecs.get_paginator("list_task_definition_families").paginate(
-                familyPrefix=f"{stack.name}-worker", status="ACTIVE"
+                familyPrefix=f"{stack.name}-worker-", status="ACTIVE"
             )
             for family in page["families"]
+            if "-" not in family.removeprefix(f"{stack.name}-worker-")  # of a stack whose name goes on so
         ]
         doomed = [
             arn

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from burst_dask.aws import diagnosis, setup, teardown
+from burst_dask.aws import diagnosis, schedule, setup, teardown
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.events import Event
 from burst_dask.aws.image import sources_here
@@ -25,6 +25,12 @@ _PARAMETERS: tuple[tuple[str, str, Any, str], ...] = (
     ("--prefix", "Prefix", str, "Workers may write below this prefix of the bucket only."),
     ("--kms-key", "KmsKey", str, "ARN of a KMS key that encrypts the bucket."),
     ("--data-days", "DataDays", click.IntRange(min=0), "Delete session data after so many days; 0 never does."),
+    (
+        "--heal-every",
+        "HealEvery",
+        click.IntRange(min=0),
+        "Minutes between looks for work that nobody is there for; 0: none.",
+    ),
     ("--log-days", "LogDays", int, "Delete logs of workers after so many days."),
     ("--instance-types", "InstanceTypesX86", str, "Instance types of x86 on EC2, such as c7i.*,m7i.2xlarge."),
     ("--instance-types-arm", "InstanceTypesArm", str, "The same of Arm."),
@@ -98,6 +104,12 @@ def setup_aws(
     """
     clients, clock = Clients.of(region, profile), SystemClock()
     wish = Wish(vpc, tuple(filter(None, (subnets or "").split(","))), bucket, stores, _options(options))
+    if (left := setup.leftover(clients, stack)) is not None:
+        _say(f"{left.state}. It is removed, and then created anew", quiet=as_json)
+        if dry_run or not (yes or click.confirm("Remove it?", err=as_json)):
+            _nothing(as_json, [])
+            return
+        setup.remove_leftover(clients, left, clock)
     plan = setup.plan(clients, stack, wish, clock)
     if not plan.is_empty:
         _say(_described(plan, clients), quiet=as_json)
@@ -108,9 +120,7 @@ def setup_aws(
             raise
         if not agreed:
             setup.drop(clients, plan)
-            _say("Nothing was changed", quiet=as_json)
-            if as_json:
-                click.echo(json.dumps({"changed": False, "changes": [asdict(change) for change in plan.changes]}))
+            _nothing(as_json, [asdict(change) for change in plan.changes])
             return
     there = setup.stack_of(clients, plan) if plan.is_empty else setup.apply(clients, plan, clock, _teller(as_json))
     if as_json:
@@ -118,6 +128,13 @@ def setup_aws(
         click.echo(json.dumps({"changed": not plan.is_empty, "changes": changes, "stack": msgspec.to_builtins(there)}))
     else:
         click.echo(_next_line(there, plan))
+
+
+def _nothing(as_json: bool, changes: list[dict[str, Any]]) -> None:
+    """Say that nothing was done, of these changes."""
+    _say("Nothing was changed", quiet=as_json)
+    if as_json:
+        click.echo(json.dumps({"changed": False, "changes": changes}))
 
 
 @teardown_group.command(name="aws")
@@ -208,6 +225,8 @@ def _described(plan: Plan, clients: Clients) -> str:
     )
     if plan.parameters.get("PrivateEndpoints") == "true":
         told.append("Private endpoints cost about 7 USD a month, for each of seven in each zone, from now on")
+    if looks := schedule.told(clients, plan.parameters):
+        told.append(looks)
     if plan.kind == "CREATE":
         told.append("While no worker runs, only what is stored costs")
     return "\n".join(told)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from burst_dask.aws import pushing
+from burst_dask.aws import pushing, schedule
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.image import Sources, check_architectures, differing, sources_here
 from burst_dask.aws.stack import ARCHITECTURES, DEFAULT_NAME, Stack, read_stack
@@ -114,6 +114,8 @@ def push(
     else:
         done = f"built {' and '.join(left)}" if left else "it was there already"
         click.echo(f"{uri} for {' and '.join(built)} ({done})")
+    if old := schedule.outdated(there, uri):
+        click.echo(old, err=True)
 
 
 def _with_docker(docker: pushing.Docker, clients: Clients, stack: Stack, sources: Sources, archs: list[str]) -> None:

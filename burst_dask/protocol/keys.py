@@ -5,6 +5,7 @@
     probe-v1                                     the store has passed the probe
     probe/<token>                                what the probe tries, and deletes (`burst_dask.store.probe`)
     sessions/<session>                           manifest; its listing is the list of sessions
+    over/<session>                               nobody needs to start workers for it (`burst_dask.healing`)
     s/<session>/log/<n>                          session log
     s/<session>/clock                            written to read the store's clock
     s/<session>/workers/<worker>/beat            heartbeat, rewritten
@@ -36,6 +37,7 @@ ShardId = NewType("ShardId", str)
 
 PROBED = "probe-v1"
 SESSIONS = "sessions/"
+OVER = "over/"
 _ENTRY_DIGITS = 8
 _SHARD_DIGITS = 5
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}(\.[a-z0-9]+)?")
@@ -61,6 +63,10 @@ def session_of(run: str) -> SessionId:
 
 def manifest(session: SessionId) -> str:
     return SESSIONS + session
+
+
+def over(session: SessionId) -> str:
+    return OVER + session
 
 
 def session_prefix(session: SessionId) -> str:

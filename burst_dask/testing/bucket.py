@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import sys
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -163,7 +164,7 @@ class Bucket:
         while place < len(names) and names[place].startswith(prefix) and len(found) < PAGE:
             name, slash, _ = names[place][len(prefix) :].partition("/")
             if slash:
-                found.append(name)
+                found.append(sys.intern(name))  # thousands of workers keep it
                 place = bisect_left(names, f"{prefix}{name}0")
             else:
                 place += 1

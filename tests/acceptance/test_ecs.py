@@ -16,10 +16,12 @@ from servers import REGION
 from test_survives import chains
 
 from burst_dask import Session, attach, sync
+from burst_dask.aws.assets import TEMPLATE, asset
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.stack import read_stack
-from burst_dask.errors import ConfigError, CredentialsExpired, FleetError
+from burst_dask.errors import ConfigError, CredentialsExpired, FleetError, StoreAccessDenied
 from burst_dask.overview import list_sessions
+from burst_dask.store import open_store
 
 EXPIRED = (400, "ExpiredTokenException", "The security token included in the request is expired")
 
@@ -307,3 +309,156 @@ def test_the_stack_that_setup_makes_is_all_that_a_session_needs(ecs, monkeypatch
     assert dask.delayed(sum)([1, 2]).compute(scheduler=spot) == 3
     assert {task.provider for task in ecs.tasks[1:]} == {stack.capacity_providers["x86_64-spot"]}
     spot.cleanup(force=True)
+
+
+# ---------------------------------------------------------------------------- nobody is left
+
+
+@pytest.fixture
+def scheduled(ecs, monkeypatch):
+    """The whole stack, with a schedule as `burst setup aws --heal-every 15` has it; returns its name and its store."""
+    ec2, name = ecs.client("ec2"), "scheduled"
+    parameters = {
+        "Vpc": ec2.describe_vpcs()["Vpcs"][0]["VpcId"],
+        "Subnets": ec2.describe_subnets()["Subnets"][0]["SubnetId"],
+        "AssignPublicIp": "ENABLED",
+        "BucketName": "burst-dask-scheduled",
+        "HealEvery": "15",
+        "HealImage": "123456789012.dkr.ecr.us-east-1.amazonaws.com/scheduled:0a1b2c",
+    }
+    ecs.client("cloudformation").create_stack(
+        StackName=name,
+        TemplateBody=asset(TEMPLATE).read_text(),
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+    )
+    push_image(ecs.moto, name)
+    monkeypatch.setenv("BURST_STACK", name)
+    ecs.image["AWS_ENDPOINT_URL"] = ecs.endpoint  # where AWS is
+    stack = read_stack(Clients.of(), name)
+    assert stack is not None and stack.schedule == "scheduled-heal"
+    return name, stack.store
+
+
+def test_a_schedule_has_work_go_on_when_nobody_is_left(ecs, scheduled, marks, monkeypatch):
+    name, store = scheduled
+    with monkeypatch.context() as patch:
+        now = time.time
+        patch.setattr("burst_dask.clock.SystemClock.wall", lambda self: now() - 900)  # it was opened long ago
+        burst = Session(store, fleet="ecs", workers=2, cpu=0.25, memory="2GiB", progress=False, **QUICK)
+    values, expected = chains(marks, 6, 5, gate="gate")
+    run = burst.compute(*values)
+    marks.wait("started", 2)
+    fired = ecs.fire(name)
+    wait_until(lambda: fired.status == "STOPPED")
+    assert (fired.exit_code, len(ecs.running)) == (0, 2), "workers are alive: there is nothing to do"
+
+    for task in list(ecs.running):
+        os.killpg(task.process.pid, signal.SIGKILL)
+        task.process.wait()
+    wait_until(lambda: not ecs.running)
+    marks.open("gate")
+
+    fired = ecs.fire(name)
+    assert fired.command[:2] == ["burst", "heal"] and fired.role.endswith("HealerRole")
+    wait_until(lambda: fired.status == "STOPPED")
+    assert (fired.exit_code, len(ecs.running)) == (0, 2)
+    logs = ecs.client("logs").get_log_events(
+        logGroupName="/burst-dask/scheduled", logStreamName=f"heal/healer/{fired.id}"
+    )
+    assert [event["message"] for event in logs["events"]] == [f"{burst.id}: 2 workers started"]
+    again = ecs.fire(name)
+    wait_until(lambda: again.status == "STOPPED")
+    assert len([task for task in ecs.tasks if task.command[1] == "worker"]) == 4, "and none twice"
+
+    def complete():
+        """What workers have done; nobody waits, who would start some."""
+        return burst.status().runs[0].state == "done"
+
+    wait_until(complete)
+    assert run.result(timeout=60) == expected
+    burst.cleanup(force=True)
+    assert ecs.running == []
+
+
+# ---------------------------------------------------------------------------- a role for each session
+
+
+@pytest.fixture
+def isolated(ecs, tmp_path, monkeypatch):
+    """Makes sessions whose workers have a role of their own. Their S3 is behind the stand-in, which knows who asks."""
+    monkeypatch.setattr("burst_dask.fleet.ecs.fleet._STOP_POLL", 0.1)
+    made = []
+
+    def make(**arguments):
+        store = f"s3://burst-dask-tests/burst/{tmp_path.name}?region={REGION}"
+        defaults = {"fleet": "ecs", "workers": 1, "cpu": 0.25, "memory": "2GiB", "progress": False, "isolated": True}
+        made.append(Session(store, **{**defaults, **QUICK, **arguments}))
+        return made[-1]
+
+    yield make
+    for session in made:
+        session.cleanup(force=True)
+    assert roles_of_sessions(ecs) == [] and ecs.running == []
+
+
+def roles_of_sessions(ecs):
+    return [one["Arn"] for one in ecs.client("iam").list_roles(PathPrefix="/burst-dask/")["Roles"]]
+
+
+def try_to(verb, store, key):
+    """What a task may do that wants to know what is not its own."""
+
+    async def go():
+        opened = open_store(store)
+        await (opened.put(key, b"x") if verb == "write" else opened.get(key))
+
+    try:
+        sync.run(go())
+    except StoreAccessDenied:
+        return "denied"
+    return "done"
+
+
+def test_workers_of_a_session_can_neither_read_nor_write_another_one(isolated, ecs):
+    ours, theirs = isolated(), isolated()
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=ours) == 3 == dask.delayed(sum)([1, 2]).compute(scheduler=theirs)
+    assert sorted(roles_of_sessions(ecs)) == sorted(task.role for task in ecs.tasks), "each has its own"
+    own, other = f"s/{ours.id}/clock", f"s/{theirs.id}/log/00000000"
+    tried = [("write", own), ("read", own), ("read", other), ("write", other), ("write", f"sessions/{ours.id}")]
+    found = [dask.delayed(try_to)(verb, ours.store, key) for verb, key in tried]
+    assert dask.compute(found, scheduler=ours)[0] == ["done", "done", "denied", "denied", "denied"]
+
+
+def test_a_lost_worker_of_an_isolated_session_is_replaced_by_one_with_the_same_role(isolated, ecs, marks, monkeypatch):
+    monkeypatch.setattr("burst_dask.guard.EACH_EVERY", 0.1)
+    monkeypatch.setattr("burst_dask.scaling.healer.SETTLED_AFTER", 1.0)
+    monkeypatch.setattr("burst_dask.fleet.ecs.fleet.LOOK_EVERY", 0.2)
+    burst = isolated(workers=2)
+    values, expected = chains(marks, 6, 5, gate="gate")
+    run = burst.compute(*values)
+    marks.wait("started", 2)
+    for task in list(ecs.running):
+        ecs.take_back(task)
+    marks.open("gate")
+    assert attach(run.id, store=burst.store, progress=False).result(timeout=120) == expected
+    assert len(ecs.tasks) > 2 and {task.role for task in ecs.tasks} == set(roles_of_sessions(ecs))
+
+
+def test_an_isolated_session_that_cannot_start_leaves_no_role(isolated, ecs):
+    ecs.always("RunTask", (400, "ClientException", "You've reached the limit on the number of vCPUs"))
+    with pytest.raises(FleetError, match="quota"):
+        isolated()
+    assert roles_of_sessions(ecs) == []
+
+
+def test_only_the_store_of_the_stack_can_be_isolated(store, ecs):
+    with pytest.raises(ConfigError, match=r"isolated=True with the store .* bound to the stack's own store"):
+        Session(store, fleet="ecs", isolated=True)
+    with pytest.raises(ConfigError, match="isolated with fleet='local'"):
+        Session(store, fleet="local", isolated=True)
+
+
+def test_a_session_that_goes_on_is_not_less_isolated_than_it_says(isolated):
+    isolated(name="nightly", isolated=False)
+    with pytest.raises(ConfigError, match=r"isolated=True, but session \w+ of that name was opened without"):
+        isolated(name="nightly", resume=True)

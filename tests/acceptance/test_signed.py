@@ -28,6 +28,7 @@ from burst_dask.doctor import diagnose
 from burst_dask.ending import close
 from burst_dask.errors import EnvironmentFailed, KeyMissing, UnknownId, UntrustedObject
 from burst_dask.fleet import records
+from burst_dask.healing import heal_all
 from burst_dask.keyring import Keyring
 from burst_dask.protocol import frames, keys
 from burst_dask.protocol.records import (
@@ -477,6 +478,18 @@ def test_burst_doctor_verifies_every_object(finished, marker):
         assert any(f"{name} is not signed" in what for what in broken()), kind
         finished.write(name, raw)
     assert broken() == []
+
+
+def test_burst_heal_leaves_sessions_of_others_alone_and_tells_of_forged_ones(scene, tmp_path, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("BURST_KEYS", str(tmp_path / "another machine"))
+        assert heal_all(open_store(scene.url)) == []
+    name = keys.manifest(scene.id)
+    raw = scene.raw(name)
+    scene.write(name, encode(msgspec.structs.replace(decode(Manifest, name, raw), name="another")))
+    (told,) = heal_all(open_store(scene.url))
+    assert told.session == scene.id and "is not the manifest that session" in told.why
+    scene.write(name, raw)
 
 
 def test_commands_take_signed_sessions_and_say_so(tmp_path):

@@ -120,6 +120,7 @@ def kept_account(account_server: str) -> Account:
             "service-quotas",
             "codebuild",
             "secretsmanager",
+            "scheduler",
         ]:
             account.clients.client(service)
     return account

@@ -4,6 +4,8 @@ It is a small HTTP server in front of moto. What concerns tasks (RunTask, ListTa
 itself; everything else, also of ECS, goes to moto. A task's process gets a clean environment: what an image and ECS
 give it, the task definition's and the override's, and nothing of whoever runs the tests. What it writes goes to the
 log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
+
+What tasks with the role of a single session or of the schedule ask of S3 is held to what that role allows.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import boto3
+import iam
 import psutil
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from servers import CREDENTIALS, REGION
 
 from burst_dask.aws.clients import Clients
@@ -62,7 +66,8 @@ class RunningTask:
         self.exit_code: int | None = None
         self.created = stand_in.now()
         self.stopped = 0.0
-        self.provider = request["capacityProviderStrategy"][0]["capacityProvider"]
+        strategy = request.get("capacityProviderStrategy") or [{"capacityProvider": request["launchType"]}]
+        self.provider = strategy[0]["capacityProvider"]
         self.process: subprocess.Popen[bytes] | None = None
         self._stand_in = stand_in
         self.home = Path(tempfile.mkdtemp(prefix="task-", dir=stand_in.directory))
@@ -72,15 +77,37 @@ class RunningTask:
     @property
     def environment(self) -> dict[str, str]:
         """What the container sees."""
-        (override,) = self.request["overrides"]["containerOverrides"]
-        assert override["name"] == self.container["name"]
+        override = self._override
         named = [*self.container.get("environment", ()), *override.get("environment", ())]
-        return self._stand_in.image | {"HOME": str(self.home)} | {one["name"]: one["value"] for one in named}
+        own = {"HOME": str(self.home)} | ({"AWS_ACCESS_KEY_ID": self.key} if self.is_held else {})
+        return self._stand_in.image | own | {one["name"]: one["value"] for one in named}
+
+    @property
+    def key(self) -> str:
+        """By which its requests are known."""
+        return f"ROLE{self.id[:16].upper()}"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it has the role of a single session, or of the schedule."""
+        return ":role/burst-dask/" in self.role or self.role in self._stand_in.healers
 
     @property
     def command(self) -> list[str]:
-        (override,) = self.request["overrides"]["containerOverrides"]
+        override = self._override
         return [*self.container.get("entryPoint", ()), *override.get("command", self.container.get("command", ()))]
+
+    @property
+    def role(self) -> str:
+        """ARN of the role that the task's processes have."""
+        override = self.request.get("overrides", {}).get("taskRoleArn")
+        return str(override or self.definition.get("taskRoleArn", ""))
+
+    @property
+    def _override(self) -> dict[str, Any]:
+        overrides = self.request.get("overrides", {}).get("containerOverrides", [])
+        assert all(one["name"] == self.container["name"] for one in overrides)
+        return overrides[0] if overrides else {}
 
     def start(self) -> None:
         """Run the container's process, or fail as ECS does."""
@@ -212,6 +239,8 @@ class EcsStandIn:
         #: calls of ECS, as (name, request)
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.faults: list[Fault] = []
+        #: roles of schedules that have been fired, and the stacks of which they are
+        self.healers: dict[str, iam.Filled] = {}
         self._tokens: dict[str, tuple[dict[str, Any], list[RunningTask]]] = {}
         self._lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -283,6 +312,65 @@ class EcsStandIn:
 
         return write
 
+    # ------------------------------------------------------------------ rights
+
+    def fire(self, stack: str) -> RunningTask:
+        """Do what EventBridge does when it is time: start what the schedule of a stack names."""
+        told = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["Parameters"]
+        parameters = {one["ParameterKey"]: one["ParameterValue"] for one in told}
+        parameters["Subnets"] = parameters["Subnets"].split(",")
+        filled = iam.Filled(stack, **parameters)
+        target = filled.properties("Schedule")["Target"]["EcsParameters"]
+        # moto leaves out much of a definition that a stack brings.
+        definition = _camel(filled.properties("HealerDefinition"))
+        self.healers[definition["taskRoleArn"]] = filled
+        self.client("ecs").register_task_definition(**definition)
+        assert f"/{definition['family']}:" in target["TaskDefinitionArn"]
+        network = target["NetworkConfiguration"]["AwsvpcConfiguration"]
+        ecs = boto3.client("ecs", endpoint_url=self.endpoint, region_name=REGION)
+        answer = ecs.run_task(
+            cluster=stack,
+            taskDefinition=definition["family"],
+            launchType=target["LaunchType"],
+            count=target["TaskCount"],
+            networkConfiguration={
+                "awsvpcConfiguration": {name[0].lower() + name[1:]: network[name] for name in network}
+            },
+        )
+        return next(task for task in self.tasks if task.arn == answer["tasks"][0]["taskArn"])
+
+    def refuses(self, method: str, url: str, authorization: str) -> bool:
+        """Tell whether IAM would refuse a request to S3, of a task whose role is known here."""
+        task = next((task for task in self.tasks if task.is_held and f"={task.key}/" in authorization), None)
+        if task is None:
+            return False
+        parts = urlsplit(url)
+        bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+        query = parse_qs(parts.query, keep_blank_values=True)
+        actions = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
+        if key:
+            return not self._may(task.role, f"s3:{actions.get(method, 'PutObject')}", f"arn:aws:s3:::{bucket}/{key}")
+        prefix = {"s3__prefix": query["prefix"][0]} if "prefix" in query else {}
+        wanted = "s3:ListBucket" if method == "GET" and "list-type" in query else f"s3:Unknown{method}"
+        return not self._may(task.role, wanted, f"arn:aws:s3:::{bucket}", **prefix)
+
+    def _may(self, role: str, action: str, resource: str, **context: str) -> bool:
+        if role in self.healers:
+            return self.healers[role].may("HealerRole", action, resource, **context)
+        name = role.rpartition("/")[2]
+        own = self.client("iam").get_role_policy(RoleName=name, PolicyName="session")["PolicyDocument"]
+        boundary = iam.Filled(BucketName=BUCKET).properties("Boundary")["PolicyDocument"]
+        return all(iam.allows(policy, action, resource, **context) for policy in (own, boundary))
+
+    def _knows(self, role: str) -> bool:
+        """Tell whether a task may have a role; only those of single sessions are there."""
+        try:
+            return ":role/burst-dask/" not in role or bool(
+                self.client("iam").get_role(RoleName=role.rpartition("/")[2])
+            )
+        except ClientError:
+            return False
+
     # ------------------------------------------------------------------ calls
 
     def answer(self, call: str, request: dict[str, Any]) -> Any:
@@ -316,6 +404,13 @@ class EcsStandIn:
         definition = json.loads(json.dumps(found, default=str))
         if (definition["networkMode"] == "awsvpc") != ("networkConfiguration" in request):
             return 400, "InvalidParameterException", "Network Configuration is for networkMode 'awsvpc'."
+        role = request.get("overrides", {}).get("taskRoleArn", "")
+        if self.processes and not self._knows(role):
+            return (
+                400,
+                "ClientException",
+                f"ECS was unable to assume the role '{role}' that was provided for this task.",
+            )
         tasks = [RunningTask(self, request, definition) for _ in range(request.get("count", 1))]
         self.tasks += tasks
         self._tokens[token] = rest, tasks
@@ -377,6 +472,10 @@ class EcsStandIn:
                     if answer is not None:
                         self.tell(answer)
                         return
+                elif stand_in.refuses(self.command, self.path, self.headers.get("Authorization", "")):
+                    said = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+                    self.send(403, said.encode(), {"Content-Type": "application/xml"})
+                    return
                 host = urlsplit(stand_in.moto).netloc
                 connection = http.client.HTTPConnection(host, timeout=60)
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
@@ -414,6 +513,13 @@ class EcsStandIn:
         return Handler
 
 
+def _camel(node: Any) -> Any:
+    """Return properties of a template as calls have them."""
+    if isinstance(node, dict):
+        return {name[0].lower() + name[1:]: _camel(value) for name, value in node.items()}
+    return [_camel(one) for one in node] if isinstance(node, list) else node
+
+
 class Clock:
     """Time passes when somebody waits, or the test says so."""
 
@@ -443,6 +549,7 @@ class Impatient(Clients):
         return self.session.client(service, region_name=self.region, config=config)
 
 
+BUCKET = "burst-dask-tests"
 #: As much of the stack as a fleet needs, so that its tests do not hang on the whole template.
 TEMPLATE = {
     "Parameters": {
@@ -454,11 +561,11 @@ TEMPLATE = {
     "Resources": {
         "Cluster": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "burst-dask"}},
         "LogGroup": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": "/burst-dask/burst-dask"}},
-        "Bucket": {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": "burst-dask-tests"}},
+        "Bucket": {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": BUCKET}},
         "Repository": {"Type": "AWS::ECR::Repository", "Properties": {"RepositoryName": "burst-dask"}},
     },
     "Outputs": {
-        "Bucket": {"Value": "burst-dask-tests"},
+        "Bucket": {"Value": BUCKET},
         "Cluster": {"Value": "burst-dask"},
         "LogGroup": {"Value": "/burst-dask/burst-dask"},
         "Repository": {"Value": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/burst-dask"},
@@ -467,6 +574,7 @@ TEMPLATE = {
         "Subnets": {"Value": "subnet-0000000a,subnet-0000000b"},
         "SecurityGroups": {"Value": "sg-0000000a"},
         "AssignPublicIp": {"Value": "ENABLED"},
+        "Boundary": {"Value": f"arn:aws:iam::{ACCOUNT}:policy/burst-dask/burst-dask/boundary"},
         "CapacityProviderX86": {"Value": "burst-dask-x86"},
         "CapacityProviderX86Spot": {"Value": "burst-dask-x86-spot"},
         "CapacityProviderArm": {"Value": "burst-dask-arm"},

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from botocore.exceptions import NoCredentialsError
 
 from burst_dask.aws.image import sources_here
 from burst_dask.aws.pushing import INDEX_TYPE
+from burst_dask.aws.rights import rights_of
+from burst_dask.aws.stack import read_stack
 
 BUCKET = "burst-dask-123456789012-us-east-1"
 REPOSITORY = "123456789012.dkr.ecr.us-east-1.amazonaws.com/burst-dask"
@@ -119,8 +122,19 @@ def test_roles_may_be_passed_to_ecs_only(ready, told):
     told("ok")
     passed = [one for one in ready.asked("iam:SimulatePrincipalPolicy") if one["ActionNames"] == ["iam:PassRole"]]
     contexts = [{one["ContextKeyName"]: one["ContextKeyValues"] for one in call["ContextEntries"]} for call in passed]
-    cluster = "arn:aws:ecs:us-east-1:123456789012:cluster/burst-dask"
-    assert contexts == [{"ecs:cluster": [cluster], "iam:PassedToService": ["ecs-tasks.amazonaws.com"]}] * 2
+    assert len(contexts) == 3, "the roles of the stack, and those of single sessions"
+    for context in contexts:
+        assert context["iam:PassedToService"] == ["ecs-tasks.amazonaws.com"]
+        assert context["ecs:cluster"] == ["arn:aws:ecs:us-east-1:123456789012:cluster/burst-dask"]
+
+
+def test_an_encrypted_bucket_takes_rights_on_its_key(ready):
+    stack = read_stack(ready.clients)
+    key = "arn:aws:kms:us-east-1:123456789012:key/1"
+    found = {right.action: right for right in rights_of(ready.clients, msgspec.structs.replace(stack, kms_key=key))}
+    for action in ("kms:Decrypt", "kms:GenerateDataKey"):
+        assert (found[action].resource, found[action].needed) == (key, True)
+        assert action not in {right.action for right in rights_of(ready.clients, stack)}
 
 
 def test_policies_of_a_role_count_not_its_session(ready, told):
@@ -201,9 +215,41 @@ def test_subnets_without_a_way_to_s3_and_the_registry(ready, told):
     assert len(blocks) == 12
     assert any("has no way to S3: no gateway endpoint, no NAT, no gateway" in one for one in blocks)
     assert any(
-        "has no way to the image registry: add a NAT, or run `burst setup aws --private-endpoints`" in one
+        "has no way to the image registry and to CloudWatch Logs: add a NAT, or run `burst setup aws --private-e" in one
         for one in blocks
     )
+
+
+def endpoints(*services, **more):
+    return [
+        {
+            "VpcEndpointType": "Interface",
+            "ServiceName": f"com.amazonaws.us-east-1.{service}",
+            "State": "available",
+            "PrivateDnsEnabled": True,
+            **more,
+        }
+        for service in services
+    ]
+
+
+@pytest.mark.parametrize(
+    ("logs", "blocked"),
+    [
+        (endpoints("logs"), False),
+        ([], True),  # ECS starts no task whose log it cannot open
+        (endpoints("logs", PrivateDnsEnabled=False), True),  # nobody finds it under the usual name
+        (endpoints("logs", State="failed"), True),
+    ],
+)
+def test_private_endpoints_that_lead_to_all_that_a_task_needs(ready, told, logs, blocked):
+    ec2 = ready.clients.client("ec2")
+    (table,) = [one["RouteTableId"] for one in ec2.describe_route_tables()["RouteTables"]]
+    ec2.delete_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0")
+    (vpc,) = [one["VpcId"] for one in ec2.describe_vpcs()["Vpcs"]]
+    found = [one | {"VpcId": vpc} for one in (*endpoints("ecr.api", "ecr.dkr", "s3"), *logs)]
+    ready.answers("ec2:DescribeVpcEndpoints", {"VpcEndpoints": found})
+    assert bool(told("blocks")) is blocked
 
 
 def test_the_stacks_own_endpoint_leads_to_s3(ready, told):
@@ -250,6 +296,8 @@ def test_a_quota_of_6_vcpu(ready, told):
     )
     (blocks,) = told("blocks", "--workers", "10", "--cpu", "4")
     assert "of 10 workers of 4 vCPU each, 1 can run" in blocks and "--quota-code L-3032A538" in blocks
+    (blocks,) = told("blocks", "--cpu", "4", "--workers", "100")
+    assert "--desired-value 512" in blocks, "no quota that would not do either"
     (blocks,) = told("blocks", "--cpu", "16", "--launch-type", "EC2", "--spot")
     assert blocks.startswith("quotas: EC2 Spot: 6 vCPU at a time, less than one worker of 16 takes")
 

@@ -49,14 +49,18 @@ def test_a_real_account(request, monkeypatch):
         stack = json.loads(burst("setup", "aws", "--yes", "--data-days", "1", "--json"))["stack"]
         burst("image", "push", "--codebuild", "--arch", "x86_64")
         burst("doctor", "aws", "--arch", "x86_64", "--workers", str(WORKERS), "--cpu", str(CPU))
+        assert json.loads(burst("setup", "aws", "--yes", "--heal-every", "15", "--json"))["stack"]["schedule"]
         assert not json.loads(burst("setup", "aws", "--yes", "--json"))["changed"]
         url = f"s3://{stack['bucket']}/{stack['prefix']}?region={stack['region']}"
         monkeypatch.setenv("BURST_STACK", STACK)
-        session = Session(url, workers=WORKERS, cpu=CPU, memory=MEMORY, fleet="ecs", absolute_timeout=SECONDS)
-        try:
-            tasks = [dask.delayed(pow)(2, number) for number in range(100)]
-            assert dask.compute(*tasks, scheduler=session) == tuple(2**number for number in range(100))
-        finally:
-            session.cleanup(force=True)
+        # Each has half of the workers, so that both cost what is reckoned at most.
+        for isolated in (False, True):
+            half = {"workers": WORKERS // 2, "absolute_timeout": SECONDS, "isolated": isolated}
+            session = Session(url, cpu=CPU, memory=MEMORY, fleet="ecs", **half)
+            try:
+                tasks = [dask.delayed(pow)(2, number) for number in range(100)]
+                assert dask.compute(*tasks, scheduler=session) == tuple(2**number for number in range(100))
+            finally:
+                session.cleanup(force=True)
     finally:
         burst("teardown", "aws", "--yes", "--data", "--stop-tasks")

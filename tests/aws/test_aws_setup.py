@@ -8,7 +8,7 @@ import re
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from burst_dask.aws import setup
+from burst_dask.aws import schedule, setup
 from burst_dask.aws.assets import TEMPLATE, asset
 from burst_dask.aws.stack import read_stack
 
@@ -71,7 +71,7 @@ def test_changes_what_is_asked_for(stack, burst):
     before = parameters_of_stack(stack)
     stack.answers("cloudformation:ExecuteChangeSet", {})  # moto cannot change policies
     stack.answers("cloudformation:DescribeStackEvents", {"StackEvents": []})
-    status = iter(["CREATE_COMPLETE", "UPDATE_IN_PROGRESS", "UPDATE_COMPLETE", "UPDATE_COMPLETE"])
+    status = iter(["CREATE_COMPLETE", "CREATE_COMPLETE", "UPDATE_IN_PROGRESS", "UPDATE_COMPLETE", "UPDATE_COMPLETE"])
     described = stack.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"][0]
     stack.answers("cloudformation:DescribeStacks", lambda _: {"Stacks": [described | {"StackStatus": next(status)}]})
     shown = burst("setup", "aws", "--yes", "--log-days", "7", "--no-self-healing")
@@ -165,6 +165,24 @@ def test_an_endpoint_that_is_there_is_not_made_again(account, burst):
     assert parameters(account)["RouteTables"] == ""
 
 
+def test_the_stacks_own_endpoint_is_not_taken_for_somebody_elses(stack, burst):
+    """Where it has no tag that tells, the stack would delete it, and its workers had no free way to S3."""
+    before = parameters_of_stack(stack)
+    assert before["RouteTables"]
+    untagged = stack.clients.client("ec2").describe_vpc_endpoints()["VpcEndpoints"]
+    stack.answers("ec2:DescribeVpcEndpoints", {"VpcEndpoints": [one | {"Tags": []} for one in untagged]})
+    burst("setup", "aws", "--dry-run", "--subnets", before["Subnets"])
+    assert parameters(stack)["RouteTables"] == before["RouteTables"]
+
+
+def test_more_subnets_than_a_page_has(account, burst):
+    found = account.clients.client("ec2").describe_subnets()["Subnets"]
+    pages = {None: {"Subnets": found[:4], "NextToken": "more"}, "more": {"Subnets": found[4:]}}
+    account.answers("ec2:DescribeSubnets", lambda asked: pages[asked.get("NextToken")])
+    burst("setup", "aws", "--dry-run")
+    assert len(parameters(account)["Subnets"].split(",")) == len(found) == 6
+
+
 def test_no_such_subnet(account, burst):
     shown = burst("setup", "aws", "--yes", "--subnets", "subnet-00000000")
     assert shown.exit_code == 1 and "aws ec2 describe-subnets" in shown.output
@@ -211,6 +229,105 @@ def test_further_stores(account, burst):
     first, second = sent["MoreWrite"].split(",")
     assert sent["MoreDelete"] == f"{first}/runs/*/segments/*,{second}/runs/*/segments/*"
     assert burst("setup", "aws", "--store", "gs://other/team").exit_code == 1
+
+
+# ── the schedule ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def push(account, tag, *archs):
+    """Have an image in the repository."""
+    kind = "application/vnd.oci.image.index.v1+json"
+    parts = [{"digest": f"sha256:{tag}", "platform": {"architecture": arch}} for arch in archs]
+    account.clients.client("ecr").put_image(
+        repositoryName="burst-dask",
+        imageManifest=json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": parts}),
+        imageManifestMediaType=kind,
+        imageTag=tag,
+    )
+    return f"123456789012.dkr.ecr.us-east-1.amazonaws.com/burst-dask:{tag}"
+
+
+def test_a_schedule_needs_an_image_and_so_comes_later(account, burst):
+    shown = burst("setup", "aws", "--yes", "--heal-every", "15")
+    assert shown.exit_code == 1 and read_stack(account.clients) is None
+    order = "`burst setup aws` without --heal-every, `burst image push`, `burst setup aws --heal-every 15`"
+    assert f"the stack burst-dask has none yet. In this order: {order}. Nothing was changed" in shown.output
+    burst("setup", "aws", "--yes")
+    shown = burst("setup", "aws", "--yes", "--heal-every", "15")
+    assert "In this order: `burst image push`, `burst setup aws --heal-every 15`" in shown.output
+
+
+def test_a_schedule_with_its_image_and_what_it_costs(stack, burst):
+    image = push(stack, "new", "amd64", "arm64")
+    shown = burst("setup", "aws", "--heal-every", "15", "--dry-run")
+    sent = parameters(stack)
+    assert (sent["HealEvery"], sent["HealImage"], sent["HealArchitecture"]) == ("15", image, "ARM64")
+    hourly = 0.25 * 0.03238 + 0.5 * 0.00356 + 0.005  # with a public address
+    told = (
+        "Every 15 minutes a task looks where work waits with no worker alive: 2,920 starts a month of 0.25 vCPU with "
+        f"0.5 GiB (arm64), each paid for a minute or so: about {2920 / 60 * hourly:.2f} USD, by the table of"
+    )
+    assert told in shown.output
+
+
+def test_a_schedule_on_the_only_architecture_that_there_is(stack, burst):
+    push(stack, "new", "amd64")
+    assert "(x86_64), each paid" in burst("setup", "aws", "--heal-every", "60", "--dry-run").output
+    assert parameters(stack)["HealArchitecture"] == "X86_64"
+
+
+@pytest.fixture
+def scheduled(stack):
+    """A stack with a schedule. moto cannot change stacks, so it is made anew."""
+    formation, image = stack.clients.client("cloudformation"), f"{read_stack(stack.clients).repository}:first"
+    kept = (*setup.OPTIONS, *setup.NETWORK, *setup.BUCKET)
+    found = {key: value for key, value in parameters_of_stack(stack).items() if key in kept}
+    found |= {"HealEvery": "15", "HealImage": image}
+    formation.delete_stack(StackName="burst-dask")
+    formation.create_stack(
+        StackName="burst-dask",
+        TemplateBody=asset(TEMPLATE).read_text(),
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in found.items()],
+    )
+    assert push(stack, "first", "amd64") == image
+    stack.calls.clear()
+    return stack, image
+
+
+def test_a_schedule_takes_the_newest_image_and_stays_when_it_cannot_be_seen(scheduled, burst):
+    account, first = scheduled
+    assert (read_stack(account.clients).schedule, read_stack(account.clients).heal_image) == ("burst-dask-heal", first)
+    burst("setup", "aws", "--dry-run")
+    assert parameters(account)["HealImage"] == first
+    newest = push(account, "second", "amd64")
+    burst("setup", "aws", "--dry-run")
+    assert parameters(account)["HealImage"] == newest
+    account.denies("ecr:DescribeImages")
+    burst("setup", "aws", "--dry-run")
+    assert (parameters(account)["HealImage"], parameters(account)["HealEvery"]) == (first, "15")
+
+
+def test_the_doctor_looks_at_the_schedule(scheduled, burst):
+    account, first = scheduled
+    assert f"ok      schedule: burst-dask-heal runs {first}\n" in burst("doctor", "aws").output
+    newest = push(account, "second", "amd64")
+    assert f"`burst setup aws` has it run {newest}\n" in burst("doctor", "aws").output
+    account.clients.client("ecr").batch_delete_image(repositoryName="burst-dask", imageIds=[{"imageTag": "first"}])
+    assert f"note    schedule: there is no {first} any more" in burst("doctor", "aws").output
+
+
+def test_an_image_that_is_pushed_is_not_that_of_the_schedule(scheduled):
+    account, first = scheduled
+    stack = read_stack(account.clients)
+    assert schedule.outdated(stack, first) == ""
+    said = f"The schedule of the stack burst-dask runs {first}; `burst setup aws` has it run {first}2"
+    assert schedule.outdated(stack, f"{first}2") == said
+
+
+@pytest.mark.parametrize("minutes", ["1", "4", "1441"])
+def test_a_schedule_within_reason(stack, burst, minutes):
+    shown = burst("setup", "aws", "--yes", "--heal-every", minutes)
+    assert shown.exit_code == 1 and "must be 5 to 1440 minutes, or 0 for never" in shown.output
 
 
 # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -397,3 +514,47 @@ def test_the_parameters_are_those_of_the_template():
     section = text[text.index("\nParameters:\n") : text.index("\nConditions:\n")]
     declared = set(re.findall(r"^  (\w+):$", section, re.MULTILINE))
     assert declared == {*setup.OPTIONS, *setup.NETWORK, *setup.BUCKET, "ImageX86", "ImageArm"}
+
+
+# ── what never stood ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def planned(account):
+    """A stack that somebody has planned and not agreed to yet."""
+    account.clients.client("cloudformation").create_change_set(
+        StackName="burst-dask",
+        ChangeSetName="theirs",
+        ChangeSetType="CREATE",
+        TemplateBody='{"Resources": {"Cluster": {"Type": "AWS::ECS::Cluster"}}}',
+    )
+    account.calls.clear()
+    return account
+
+
+def status(account):
+    return account.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"][0]["StackStatus"]
+
+
+@pytest.mark.parametrize("arguments", [("--dry-run",), ("--dry-run", "--yes"), ()])
+def test_what_never_stood_is_not_removed_unasked(planned, burst, arguments):
+    shown = burst("setup", "aws", *arguments, input="n\n")
+    assert shown.exit_code == 0 and shown.output.endswith("Nothing was changed\n")
+    told = "The stack burst-dask is REVIEW_IN_PROGRESS: it was planned, by a setup that was broken off or that somebody"
+    assert told in shown.output
+    assert status(planned) == "REVIEW_IN_PROGRESS"
+    assert {name.partition(":")[2] for name, _ in planned.calls} == {"DescribeStacks"}
+
+
+def test_what_never_stood_gives_way(planned, burst):
+    shown = burst("setup", "aws", input="y\ny\n")
+    assert "Remove it? [y/N]: y" in shown.output and "The stack burst-dask stands." in shown.output
+    assert status(planned) == "CREATE_COMPLETE"
+
+
+def test_what_a_failed_creation_has_left_is_called_so(account, burst):
+    failed = {"StackId": "stack-1", "StackName": "burst-dask", "StackStatus": "ROLLBACK_COMPLETE", "CreationTime": 1}
+    account.answers("cloudformation:DescribeStacks", {"Stacks": [failed]})
+    shown = burst("setup", "aws", "--dry-run", "--json")
+    assert json.loads(shown.stdout) == {"changed": False, "changes": []}
+    assert "ROLLBACK_COMPLETE: it is what a failed creation has left. It is removed, and then created" in shown.stderr

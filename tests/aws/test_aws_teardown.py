@@ -6,6 +6,7 @@ import json
 
 import pytest
 import servers
+from botocore.exceptions import ClientError
 
 from burst_dask.aws import secrets, teardown
 from burst_dask.aws.stack import read_stack
@@ -162,6 +163,16 @@ def test_stops_tasks_when_told(running, burst):
     assert next(running.statuses, None) is None, "it waits until they have stopped, though they are listed no more"
 
 
+def test_a_task_that_has_ended_meanwhile_needs_no_stopping(running, burst):
+    def gone(asked):
+        running.running.remove(asked["task"])
+        raise ClientError({"Error": {"Code": "InvalidParameterException", "Message": "not found"}}, "StopTask")
+
+    running.answers("ecs:StopTask", gone)
+    assert burst("teardown", "aws", "--yes", "--stop-tasks").exit_code == 0
+    assert read_stack(running.clients) is None
+
+
 def test_stops_also_the_tasks_that_workers_start_meanwhile(running, burst):
     """Workers look after their fleet until they have ended."""
 
@@ -192,14 +203,82 @@ def test_instances_are_protected_and_so_ended_by_force(filled, burst):
     assert names.index("ecs:DeregisterContainerInstance") < names.index("cloudformation:DeleteStack")
 
 
+@pytest.fixture
+def slow(filled):
+    """Instances that take longer to end than anybody waits."""
+    group = {"AutoScalingGroupName": "g", "Instances": [{"InstanceId": "i-1"}, {"InstanceId": "i-2"}]}
+    filled.groups = [group]
+
+    def delete(asked):
+        group["Status"] = "Delete in progress"
+        return {}
+
+    filled.answers("autoscaling:DescribeAutoScalingGroups", lambda _: {"AutoScalingGroups": list(filled.groups)})
+    filled.answers("autoscaling:DeleteAutoScalingGroup", delete)
+    filled.instances = ["arn:instance/1", "arn:instance/2"]
+    filled.answers("ecs:ListContainerInstances", lambda _: {"containerInstanceArns": list(filled.instances)})
+    filled.answers(
+        "ecs:DeregisterContainerInstance", lambda asked: filled.instances.remove(asked["containerInstance"]) or {}
+    )
+    return filled
+
+
+def test_instances_that_do_not_end_in_time_are_named(slow, burst, monkeypatch):
+    clock = iter(range(0, 10_000, 200))
+    monkeypatch.setattr("burst_dask.clock.SystemClock.monotonic", lambda self: next(clock))
+    shown = burst("teardown", "aws", "--yes")
+    assert shown.exit_code == 1
+    assert "2 instances of the group g, such as i-1 have not ended within five minutes. AWS goes on" in shown.output
+    assert "its images, logs and bucket are still there, but no worker can run on EC2 in it any more" in shown.output
+    assert "run `burst teardown aws` again in some minutes, which ends what was begun" in shown.output
+    assert read_stack(slow.clients) is not None and not slow.asked("ecr:BatchDeleteImage")
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_second_teardown_ends_what_the_first_has_begun(slow, burst, monkeypatch, gone):
+    """The groups are gone or on their way, and the cluster, which must have no instances, still knows them."""
+    with monkeypatch.context() as patch:
+        clock = iter(range(0, 10_000, 200))
+        patch.setattr("burst_dask.clock.SystemClock.monotonic", lambda self: next(clock))
+        assert burst("teardown", "aws", "--yes").exit_code == 1
+    looks = iter([[] if gone else slow.groups, []])
+    slow.answers("autoscaling:DescribeAutoScalingGroups", lambda _: {"AutoScalingGroups": next(looks, [])})
+    assert burst("teardown", "aws", "--yes").exit_code == 0
+    assert len(slow.asked("autoscaling:DeleteAutoScalingGroup")) == 1, "once is enough"
+    assert slow.instances == [] and read_stack(slow.clients) is None
+
+
+def test_the_schedule_ends_first_and_its_task_is_nobody_s_session(running, burst):
+    """It may be looking just now; that is no reason to refuse, and it must start nothing meanwhile."""
+    healer = "arn:aws:ecs:us-east-1:123456789012:task-definition/burst-dask-healer:1"
+    looking = {"taskArn": "arn:task/1", "lastStatus": "RUNNING", "taskDefinitionArn": healer, "tags": []}
+    running.answers(
+        "ecs:DescribeTasks", lambda _: {"tasks": [looking | {"lastStatus": next(running.statuses, "STOPPED")}]}
+    )
+    (described,) = running.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"]
+    described["Outputs"].append({"OutputKey": "Schedule", "OutputValue": "burst-dask-heal"})
+    running.answers("cloudformation:DescribeStacks", lambda _: {"Stacks": [described]})
+    running.fails("scheduler:DeleteSchedule", "ResourceNotFoundException")  # an earlier teardown did it
+    running.answers("cloudformation:DeleteStack", lambda _: running.allows("cloudformation:DescribeStacks") or {})
+    burst("teardown", "aws", "--yes")
+    names = [name for name, _ in running.calls]
+    assert (
+        names.index("scheduler:DeleteSchedule")
+        < names.index("ecs:StopTask")
+        < names.index("cloudformation:DeleteStack")
+    )
+
+
 def test_task_definitions_go_out_of_use(filled, burst):
     ecs = filled.clients.client("ecs")
     container = {"name": "worker", "image": "x", "memory": 512}
     ecs.register_task_definition(family="burst-dask-worker-abc", containerDefinitions=[container])
-    ecs.register_task_definition(family="other", containerDefinitions=[container])
+    others = ["burst-dask-worker-2-worker-abc", "other"]  # of a stack called burst-dask-worker-2, and of nobody
+    for family in others:
+        ecs.register_task_definition(family=family, containerDefinitions=[container])
     burst("teardown", "aws", "--yes")
     active = ecs.list_task_definitions(status="ACTIVE")["taskDefinitionArns"]
-    assert [arn.rpartition("/")[2] for arn in active] == ["other:1"]
+    assert [arn.rpartition("/")[2] for arn in active] == [f"{family}:1" for family in others]
 
 
 def test_no_stack(account, burst):
@@ -239,7 +318,9 @@ CALLS = {
     "ecs:ListTasks",
     "ecs:DescribeTasks",
     "ecs:StopTask",
+    "ecs:ListContainerInstances",
     "ecs:ListTaskDefinitionFamilies",
+    "iam:ListRoles",
     "ecr:ListImages",
     "ecr:BatchDeleteImage",
 }

@@ -6,10 +6,9 @@ import fnmatch
 import json
 import subprocess
 import sysconfig
-from typing import Any
 
 import pytest
-import yaml
+from iam import ARN, BUCKET, CLUSTER, STACK, TEMPLATE, Filled, listed
 
 from burst_dask.aws import secrets
 from burst_dask.aws.assets import asset
@@ -20,20 +19,6 @@ from burst_dask.protocol.keys import RunId, ShardId
 TEXT = asset("stack.yaml").read_text()
 
 
-class _Loader(yaml.SafeLoader):
-    pass
-
-
-def _tag(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.ScalarNode):
-        return {suffix: loader.construct_scalar(node)}
-    if isinstance(node, yaml.SequenceNode):
-        return {suffix: loader.construct_sequence(node, deep=True)}
-    return {suffix: loader.construct_mapping(node, deep=True)}
-
-
-_Loader.add_multi_constructor("!", _tag)
-TEMPLATE = yaml.load(TEXT, _Loader)
 RESOURCES = TEMPLATE["Resources"]
 
 
@@ -52,10 +37,6 @@ def statements(role):
     for policy in of_kind("AWS::IAM::Policy").values():
         if {"Ref": role} in policy["Roles"]:
             yield from policy["PolicyDocument"]["Statement"]
-
-
-def listed(value):
-    return value if isinstance(value, list) else [value]
 
 
 def test_cfn_lint_finds_nothing():
@@ -128,8 +109,9 @@ def test_workers_read_keys_of_their_stacks_sessions_and_make_none():
         role: [one for one in statements(role) if "secretsmanager" in str(one["Action"])]
         for role in of_kind("AWS::IAM::Role")
     }
-    (ours,) = found.pop("TaskRole")
-    assert not any(found.values()), "only tasks have to do with keys"
+    (ours,), (healers,) = found.pop("TaskRole"), found.pop("HealerRole")
+    assert not any(found.values()), "only tasks, and the schedule, which reads and continues logs, have to do with keys"
+    assert healers["Action"] == "secretsmanager:GetSecretValue"
     assert ours["Action"] == "secretsmanager:GetSecretValue"
     here = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:"
     assert ours["Resource"] == {"Sub": here + "${AWS::StackName}/session/*"}
@@ -145,7 +127,7 @@ def test_private_workers_reach_secrets_manager():
     assert len(endpoints) == 7 and all(one["PrivateDnsEnabled"] for one in endpoints)
 
 
-@pytest.mark.parametrize("role", ["TaskRole", "ExecutionRole", "BuilderRole"])
+@pytest.mark.parametrize("role", ["TaskRole", "ExecutionRole", "BuilderRole", "HealerRole", "ScheduleRole"])
 def test_no_role_may_do_all(role):
     for statement in statements(role):
         assert "*" not in "".join(listed(statement["Action"])), statement
@@ -159,7 +141,7 @@ def test_workers_pass_their_own_roles_to_ecs_only():
     assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
 
 
-@pytest.mark.parametrize("role", ["TaskRole", "ExecutionRole", "BuilderRole"])
+@pytest.mark.parametrize("role", ["TaskRole", "ExecutionRole", "BuilderRole", "HealerRole", "ScheduleRole"])
 def test_nobody_elses_tasks_or_builds_take_a_role(role):
     (trust,) = properties(role)["AssumeRolePolicyDocument"]["Statement"]
     assert trust["Condition"]["StringEquals"]["aws:SourceAccount"] == {"Ref": "AWS::AccountId"}
@@ -210,6 +192,10 @@ def test_images_are_scanned_and_expire():
     assert repository["ImageTagMutability"] == "IMMUTABLE"
     rules = json.loads(repository["LifecyclePolicy"]["LifecyclePolicyText"])["rules"]
     assert {rule["action"]["type"] for rule in rules} == {"expire"}
+    untagged, tagged = (rule["selection"] for rule in rules)
+    assert untagged["tagStatus"] == "untagged"
+    # A session that is open, or the schedule, may run one that is neither new nor the newest: nothing goes by its age.
+    assert (tagged["countType"], tagged["countNumber"]) == ("imageCountMoreThan", 300)
 
 
 def test_logs_expire():
@@ -219,7 +205,8 @@ def test_logs_expire():
 
 def test_what_has_no_price_by_itself_is_on_and_the_rest_is_off():
     defaults = {name: one.get("Default") for name, one in TEMPLATE["Parameters"].items()}
-    assert (defaults["PrivateEndpoints"], defaults["WarmX86"], defaults["WarmArm"]) == ("false", 0, 0)
+    off = ("PrivateEndpoints", "WarmX86", "WarmArm", "HealEvery")
+    assert [defaults[name] for name in off] == ["false", 0, 0, 0]
 
 
 def test_all_outputs_are_read():
@@ -227,3 +214,76 @@ def test_all_outputs_are_read():
     stack = Stack.of("burst-dask", "eu-west-1", outputs)
     told = json.dumps([getattr(stack, name) for name in stack.__struct_fields__]).lower()
     assert [name for name, value in outputs.items() if value not in told and name != "AssignPublicIp"] == []
+
+
+# ---------------------------------------------------------------------------- the schedule
+
+SCHEDULED = Filled(HealEvery=15, HealImage="registry/worker:1", HealArchitecture="ARM64")
+OBJECTS = f"arn:aws:s3:::{BUCKET}/burst/"
+
+
+def test_the_schedule_is_off_unless_asked_for():
+    parts = ("Schedule", "ScheduleRole", "HealerDefinition", "HealerRole")
+    assert not any(Filled().has(name) for name in parts)
+    assert all(SCHEDULED.has(name) for name in parts)
+
+
+def test_the_schedule_runs_one_small_task_of_the_image():
+    schedule, definition = SCHEDULED.properties("Schedule"), SCHEDULED.properties("HealerDefinition")
+    assert (schedule["ScheduleExpression"], schedule["FlexibleTimeWindow"]) == ("rate(15 minutes)", {"Mode": "OFF"})
+    target = schedule["Target"]
+    assert (target["Arn"], target["EcsParameters"]["TaskCount"]) == (CLUSTER, 1)
+    assert target["EcsParameters"]["TaskDefinitionArn"].rpartition("/")[2] == f"{STACK}-healer:1"
+    assert (definition["Cpu"], definition["Memory"], definition["NetworkMode"]) == ("256", "512", "awsvpc")
+    assert definition["RuntimePlatform"]["CpuArchitecture"] == "ARM64"
+    (container,) = definition["ContainerDefinitions"]
+    assert container["Image"] == "registry/worker:1"
+    store = f"s3://{BUCKET}/burst?region=us-east-1"
+    assert [*container["EntryPoint"], *container["Command"]] == ["burst", "heal", "--store", store]
+
+
+def test_the_schedule_starts_its_task_and_nothing_else():
+    context = {"ecs__cluster": CLUSTER}
+    healer = f"{ARN.format('ecs')}task-definition/{STACK}-healer:7"
+    assert SCHEDULED.may("ScheduleRole", "ecs:RunTask", healer, **context)
+    assert not SCHEDULED.may("ScheduleRole", "ecs:RunTask", healer, ecs__cluster=f"{CLUSTER}2")
+    worker = f"{ARN.format('ecs')}task-definition/{STACK}-worker-0a:1"
+    assert not SCHEDULED.may("ScheduleRole", "ecs:RunTask", worker, **context)
+    passed = {"iam__PassedToService": "ecs-tasks.amazonaws.com"}
+    roles = {name: SCHEDULED.attribute(f"{name}.Arn") for name in ("HealerRole", "ExecutionRole", "TaskRole")}
+    may = {name for name, arn in roles.items() if SCHEDULED.may("ScheduleRole", "iam:PassRole", arn, **passed)}
+    assert may == {"HealerRole", "ExecutionRole"}
+
+
+def test_the_task_of_the_schedule_starts_workers_and_writes_session_logs_only():
+    def may(action, resource, **context):
+        return SCHEDULED.may("HealerRole", action, resource, **context)
+
+    run = RunId("sess.run")
+    for key in (keys.manifest("sess"), keys.plan(run), keys.entry(keys.session_log("sess"), 0)):
+        assert may("s3:GetObject", OBJECTS + key)
+    assert may("s3:PutObject", OBJECTS + keys.entry(keys.session_log("sess"), 12))
+    assert may("s3:PutObject", OBJECTS + keys.over("sess")) and may("s3:DeleteObject", OBJECTS + keys.over("sess"))
+    others = (
+        keys.manifest("sess"),
+        keys.entry(keys.shard_log(run, ShardId("00001")), 12),
+        keys.entry(keys.shard_log(run, ShardId("00001-3")), 12),
+        keys.segment(run, ShardId("00001"), "x"),
+        keys.plan(run),
+        keys.code("sess", "digest"),
+        keys.beat("sess", "w1"),
+    )
+    assert [key for key in others if may("s3:PutObject", OBJECTS + key)] == []
+    everything = (*others, keys.entry(keys.session_log("sess"), 12))
+    assert [key for key in everything if may("s3:DeleteObject", OBJECTS + key)] == []
+    definitions = f"{ARN.format('ecs')}task-definition/{STACK}-"
+    assert may("ecs:RunTask", f"{definitions}worker-0a:1", ecs__cluster=CLUSTER)
+    assert not may("ecs:RunTask", f"{definitions}healer:1", ecs__cluster=CLUSTER), "not itself"
+    passed = {"iam__PassedToService": "ecs-tasks.amazonaws.com"}
+    account = "arn:aws:iam::123456789012:role/"
+    assert may("iam:PassRole", f"{account}burst-dask/{STACK}/us-east-1/{STACK}-sess", **passed), (
+        "of a session with its own"
+    )
+    assert may("iam:PassRole", SCHEDULED.attribute("TaskRole.Arn"), **passed)
+    for other in (f"{account}admin", f"{account}burst-dask/{STACK}/eu-west-1/x", SCHEDULED.attribute("HealerRole.Arn")):
+        assert not may("iam:PassRole", other, **passed)

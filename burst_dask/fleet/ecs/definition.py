@@ -46,7 +46,9 @@ def task_definition(plan: EcsPlan) -> dict[str, Any]:
         },
     }
     definition: dict[str, Any] = {
-        "taskRoleArn": stack.task_role,
+        # A session's own role is named when its tasks are started. One definition serves all such sessions, and none
+        # of their workers could have the role of the stack by leaving that out.
+        **({} if plan.isolated else {"taskRoleArn": stack.task_role}),
         "executionRoleArn": stack.execution_role,
         "requiresCompatibilities": [plan.launch_type],
         "runtimePlatform": {"cpuArchitecture": ECS_ARCHITECTURES[plan.arch], "operatingSystemFamily": "LINUX"},
@@ -111,6 +113,8 @@ def run_request(
         "tags": _pairs("key", tags),
         "overrides": {"containerOverrides": [{"name": CONTAINER, "environment": _pairs("name", environment)}]},
     }
+    if plan.isolated:
+        request["overrides"]["taskRoleArn"] = plan.task_role
     if plan.launch_type == EC2:
         request["capacityProviderStrategy"] = [{"capacityProvider": stack.capacity_providers[provider], "weight": 1}]
         # As many workers on an instance as fit, so that few instances are paid for.

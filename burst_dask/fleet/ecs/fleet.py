@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from burst_dask.aws import isolation
 from burst_dask.aws.clients import Clients
 from burst_dask.clock import Entropy, PausingClock, SystemClock
 from burst_dask.errors import BurstError, CloudError, ConfigError
@@ -159,6 +160,18 @@ class EcsFleet:
     def remove(self) -> None:
         """Stop the workers. Their logs stay as long as the log group keeps them, the task definition for others."""
         self.stop()
+
+    def release(self) -> None:
+        """Delete the role that the session has of its own, if it has one; workers that still run cannot go on.
+
+        Raises
+        ------
+        CloudError
+            AWS refuses; the message says what is left.
+        """
+        if self.plan.isolated:
+            clients = self._clients or Clients.of(region=self.plan.stack.region)
+            isolation.delete_role(clients, self.plan.stack, self._session)
 
     def describe(self) -> str:
         """Say in one line what runs, where its logs are, and what became of those that do not run."""

@@ -23,6 +23,8 @@ BURST, RATE = 100.0, 20.0
 PATIENCE = 60.0
 #: … and for which machines are waited for while nobody has one free. Who waits for results asks again later.
 CAPACITY_PATIENCE = 15.0
+#: … and for which a role that was just made is waited for: it is known everywhere within seconds.
+ROLE_PATIENCE = 45.0
 #: Pauses before the first retry and before later ones at most, in seconds.
 _FIRST, _LONGEST = 1.0, 20.0
 #: Batches in a row that may turn out to have been started before and to have ended.
@@ -167,15 +169,20 @@ class Launcher:
         return self._retried(run)
 
     def _retried(self, call: Callable[[], T]) -> T:
-        """Return what `call` returns; it is sent again while AWS throttles or is out of reach."""
-        until, tries = self._clock.monotonic() + PATIENCE, 0
+        """Return what `call` returns; again while AWS throttles, is out of reach or does not know a role."""
+        began, tries = self._clock.monotonic(), 0
         while True:
             try:
                 return call()
             except CloudError as error:
                 racing = "concurrent attempts" in str(error)  # to register the same name
+                unknown = self._plan.isolated and words.is_unknown_role(error)
+                until = began + (ROLE_PATIENCE if unknown else PATIENCE)
                 delay = self.delay(tries)
-                if not (isinstance(error, CloudUnavailable) or racing) or self._clock.monotonic() + delay > until:
+                again = isinstance(error, CloudUnavailable) or racing or unknown
+                if not again or self._clock.monotonic() + delay > until:
+                    if unknown:
+                        raise CloudError(words.of_unknown_role(self._plan.task_role, ROLE_PATIENCE, error)) from error
                     failure = words.of_error(error, self._plan.size)
                     if failure.kind is type(error) and failure.text == str(error):
                         raise

@@ -57,6 +57,8 @@ class EcsArguments(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     #: on all tasks, for those who read bills
     tags: Mapping[str, str] = {}
+    #: whether the session's workers have a role of their own, which may do nothing outside of the session
+    isolated: bool = False
 
     def check(self) -> None:
         """Raise `ConfigError` for what cannot be meant; nothing is asked for it."""
@@ -73,6 +75,8 @@ class EcsArguments(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"spot={self.spot!r}: must be True, False or {WITH_FALLBACK!r}")
         if self.arch not in (None, *ARCHITECTURES):
             raise ConfigError(f"arch={self.arch!r}: must be {' or '.join(map(repr, ARCHITECTURES))}")
+        if not isinstance(self.isolated, bool):
+            raise ConfigError(f"isolated={self.isolated!r}: must be True or False")
         if self.image is not None and not _is_name(self.image):
             raise ConfigError(f"image={self.image!r}: must be the URI of an image, such as 'registry/repository:tag'")
         self._check_network()
@@ -133,6 +137,9 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
     tags: dict[str, str] = {}
+    #: whether the session has a role of its own, and its ARN once it is made; else workers have that of the stack
+    isolated: bool = False
+    task_role: str = ""
 
     @property
     def size(self) -> Size:
@@ -151,7 +158,8 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         where = f"{self.instance_type or 'EC2'}" if self.launch_type == EC2 else "Fargate"
         kind = {False: "", True: " Spot", WITH_FALLBACK: " Spot, with others as a fallback"}[self.spot]
-        return f"{self.size} each on {where}{kind} ({self.arch})"
+        alone = ", with a role of their own" if self.isolated else ""
+        return f"{self.size} each on {where}{kind} ({self.arch}){alone}"
 
     @classmethod
     def of(cls, choice: FleetChoice) -> EcsPlan:
@@ -210,6 +218,7 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
             subnets=tuple(wanted.subnets or ()),
             security_groups=tuple(wanted.security_groups or ()),
             tags=dict(wanted.tags),
+            isolated=wanted.isolated,
         )
         plan.check()
         return plan
@@ -224,6 +233,11 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.launch_type == FARGATE and not (self.subnets or stack.subnets):
             raise ConfigError(f"the stack {stack.name} names no subnets: pass subnets=, or run `burst setup aws` again")
+        if self.isolated and not stack.boundary:
+            raise ConfigError(
+                f"isolated=True: the stack {stack.name} is of an older version and has no boundary for roles of single "
+                "sessions; `burst setup aws` brings it. Nothing was started"
+            )
         missing = [
             name for name in self.providers() if self.launch_type == EC2 and name not in stack.capacity_providers
         ]

@@ -68,6 +68,8 @@ _REFUSALS: tuple[tuple[str, type[CloudError], str], ...] = (
     ),
 )
 
+_UNKNOWN_ROLE = re.compile(r"unable to assume the role|role\S* (is|was) (not valid|invalid|not found)", re.IGNORECASE)
+
 #: What a stopped task says -> words. The first that fits counts.
 _STOPS: tuple[tuple[str, str], ...] = (
     (r"spot|SpotInterruption", "Spot took its machine back"),
@@ -139,6 +141,20 @@ def of_failure(reason: str, detail: str = "") -> Failure:
         if re.search(pattern, said, re.IGNORECASE):
             return Failure(kind, f"{words} ({said})")
     return Failure(CloudError, said or "ECS gave no reason")
+
+
+def is_unknown_role(error: CloudError) -> bool:
+    """Tell whether ECS does not know a role that a task is to have, or may not take it yet."""
+    return _UNKNOWN_ROLE.search(str(error)) is not None
+
+
+def of_unknown_role(role: str, seconds: float, error: CloudError) -> str:
+    """Say that ECS does not take the role of a single session."""
+    return (
+        f"ECS may not assume the session's own role {role}, and was asked again for {seconds:g} seconds. A new role is "
+        "known everywhere after a few seconds, mostly: try again. If that does not help, somebody has deleted it or "
+        f"changed its trust: open a new session. {error}"
+    )
 
 
 def of_error(error: CloudError, size: Size) -> Failure:

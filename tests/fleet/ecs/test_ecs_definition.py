@@ -44,6 +44,17 @@ def test_fargate():
     assert network == {"subnets": ["subnet-9"], "securityGroups": ["sg-9"], "assignPublicIp": "DISABLED"}
 
 
+def test_a_role_of_its_own_is_named_at_the_start_and_stands_in_no_definition():
+    """So a session's worker that starts others cannot have the role of the stack by leaving it out."""
+    first, second = (
+        msgspec.structs.replace(FARGATE, isolated=True, task_role=f"arn:role/{name}") for name in ("a", "b")
+    )
+    assert "taskRoleArn" not in task_definition(first) and "taskRoleArn" in task_definition(FARGATE)
+    assert task_definition(first) == task_definition(second), "sessions share it"
+    assert request(first, "FARGATE")["overrides"]["taskRoleArn"] == "arn:role/a"
+    assert "taskRoleArn" not in request(FARGATE, "FARGATE")["overrides"]
+
+
 def test_several_workers_share_an_instance():
     definition, asked = task_definition(EC2), request(EC2, "x86_64")
     (container,) = definition["containerDefinitions"]

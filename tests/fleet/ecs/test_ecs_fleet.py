@@ -8,7 +8,7 @@ from ecs_stand_in import LOST
 from burst_dask.errors import CloudError, CloudLimit, CloudUnavailable, ConfigError, CredentialsExpired
 from burst_dask.fleet.base import Fleet, Logging, Remote
 from burst_dask.fleet.ecs.fleet import IDLE_REST, LOOK_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
-from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE
+from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE, ROLE_PATIENCE
 from burst_dask.scaling.healer import Elastic
 
 NO_CAPACITY = {"tasks": [], "failures": [{"reason": "Capacity is unavailable at this time. Please try again later"}]}
@@ -458,3 +458,28 @@ def test_logs_are_found_by_session_and_worker(fleet_of, ecs):
     assert [log.name for log in fleet.process_logs("w2")] == [f"burst/worker/{ecs.tasks[2].id}"]
     assert logs[0].text.endswith("worker w1 started, pid 7")
     assert fleet_of("sess3").process_logs() == []
+
+
+# ---------------------------------------------------------------------------- a role of its own
+
+UNKNOWN = (400, "ClientException", "ECS was unable to assume the role 'arn:aws:iam::1:role/x' that was provided")
+
+
+def test_a_role_that_is_not_known_everywhere_yet_is_waited_for(fleet_of, ecs, clock):
+    """IAM tells of a new role within seconds, and ECS refuses it until then."""
+    fleet = fleet_of(isolated=True)
+    ecs.once("RunTask", UNKNOWN, times=4)
+    assert fleet.ensure(2) == 2
+    assert len(ecs.names("RunTask")) == 5 and 0 < sum(clock.pauses) < ROLE_PATIENCE
+    assert len({request["clientToken"] for request in ecs.names("RunTask")}) == 1
+
+
+def test_a_role_that_is_never_known_is_told_of(fleet_of, ecs, clock):
+    fleet = fleet_of(isolated=True)
+    ecs.always("RunTask", UNKNOWN)
+    with pytest.raises(CloudError, match=r"the session's own role.*again for 45 seconds.*new session"):
+        fleet.ensure(2)
+    assert sum(clock.pauses) <= ROLE_PATIENCE
+    with pytest.raises(CloudError, match="a role of the stack"):
+        fleet_of().ensure(1)
+    assert sum(clock.pauses) <= ROLE_PATIENCE, "one that has been there for long is not waited for"

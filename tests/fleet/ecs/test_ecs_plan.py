@@ -40,6 +40,7 @@ def made(ecs):
         ({"security_groups": [f"sg-{n}" for n in range(6)]}, "there are 6, and RunTask takes 1 to 5"),
         ({"subnets": ["subnet-1"], "launch_type": "EC2"}, "network of the stack"),
         ({"tags": {"a": 1}}, "dict of texts"),
+        ({"isolated": "yes"}, "True or False"),
         ({"tags": {"aws:x": "y"}}, "does not begin with 'aws:'"),
         ({"tags": {str(n): "" for n in range(41)}}, "40 is the most"),
     ],
@@ -125,3 +126,10 @@ def test_a_plan_survives_the_manifest(made):
     plan = made(cpu=2, spot="with-fallback", tags={"project": "ice"}, subnets=["subnet-1"])
     told = msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.to_builtins(plan)))
     assert msgspec.convert(told, EcsPlan) == plan
+
+
+def test_a_stack_of_an_older_version_cannot_isolate(made):
+    older = msgspec.structs.replace(read_stack(Clients.of()), boundary="")
+    with pytest.raises(ConfigError, match="no boundary for roles of single sessions; `burst setup aws` brings it"):
+        made(stack=older, isolated=True)
+    assert str(made(isolated=True)).endswith("(x86_64), with a role of their own")
