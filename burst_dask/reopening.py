@@ -110,7 +110,7 @@ def earlier(link: Link, before: Link | None) -> Earlier:
 
 
 def _have_key(fleet: FleetChoice, key: str) -> bool:
-    """Tell whether workers of a fleet can verify results of another session; `key` is where its key is, if it is signed."""
+    """Tell whether workers of a fleet can verify results of another session, of which `key` says where its key is."""
     if not key or fleet.kind == "local":  # they are of the same user
         return True
     # A cluster's machines, and a role of one session, have the key of the session that they work for, and no other.

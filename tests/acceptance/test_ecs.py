@@ -429,6 +429,14 @@ def test_workers_of_a_session_can_neither_read_nor_write_another_one(isolated, e
     assert dask.compute(found, scheduler=ours)[0] == ["done", "done", "denied", "denied", "denied"]
 
 
+def test_the_key_of_an_isolated_session_is_for_its_own_role_only(isolated, ecs):
+    ecs.image["AWS_ENDPOINT_URL"] = ecs.endpoint
+    burst = isolated(signed=True)
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    names = {one["Name"] for one in ecs.client("secretsmanager").list_secrets()["SecretList"]}
+    assert f"burst-dask/isolated/{burst.id}" in names and f"burst-dask/session/{burst.id}" not in names
+
+
 def test_a_lost_worker_of_an_isolated_session_is_replaced_by_one_with_the_same_role(isolated, ecs, marks, monkeypatch):
     monkeypatch.setattr("burst_dask.guard.EACH_EVERY", 0.1)
     monkeypatch.setattr("burst_dask.scaling.healer.SETTLED_AFTER", 1.0)
