@@ -103,6 +103,12 @@ def check_resume(resume: bool, name: str | None) -> None:
         raise ConfigError("resume=True needs name='…': by that the session is found when the script runs again")
 
 
+def check_signed(signed: bool) -> None:
+    """Raise unless it is a yes or a no."""
+    if not isinstance(signed, bool):
+        raise ConfigError("signed: must be True or False; the key is made, and never given")  # which this may be
+
+
 def check_seconds(what: str, seconds: float) -> None:
     """Raise unless `seconds` is a time that a session can last; `what` names the argument."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 from burst_dask.cancelling import undone
 from burst_dask.errors import ConfigError, StoreAccessDenied
 from burst_dask.journal.view import RunView, in_parallel
+from burst_dask.keyring import Keyring
 from burst_dask.link import Link
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.bitmap import Bitmap
@@ -96,7 +98,13 @@ async def close(link: Link) -> None:
 
 
 async def delete(link: Link, everything: bool) -> None:
-    """Delete the session's objects when its workers, wherever they run, have ended."""
+    """Delete the session's objects when its workers, wherever they run, have ended; with the last of them, its key.
+
+    Raises
+    ------
+    CloudError
+        Only the key could not be deleted, and the manifest, by which that can be tried again.
+    """
     # What is deleted under a worker, its heartbeat would bring back. It is dead, or stopped, if it is there after this.
     began = link.clock.monotonic()
     while (alive := (await link.seen()).status.alive) and link.clock.monotonic() - began < _gone_within(link, alive):
@@ -108,6 +116,9 @@ async def delete(link: Link, everything: bool) -> None:
         await link.store.delete(key for key in doomed if not key.startswith(log))
     if everything:
         await link.store.delete([meta.key async for meta in listed(link.store, log)])
+        # Without a log, nobody needs the key to come back and clean up what an interruption has left.
+        if link.manifest.key:
+            await asyncio.to_thread(Keyring().forget, link.session, link.manifest.key)
         await link.store.delete([keys.manifest(link.session), keys.over(link.session)])
 
 

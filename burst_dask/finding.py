@@ -49,8 +49,13 @@ async def sessions_in(store: Store) -> list[There]:
     return [one for one in await in_parallel(read, found, SURVEY_PARALLEL) if one is not None]
 
 
-async def find(store: Store, identifier: str, author: Author) -> Link:
+async def find(store: Store, identifier: str, author: Author, signed: bool = False) -> Link:
     """Return the link to the session with that id or name, or to the session of the run with that id.
+
+    Parameters
+    ----------
+    signed
+        Whether one that is not signed is to be refused.
 
     Raises
     ------
@@ -58,9 +63,11 @@ async def find(store: Store, identifier: str, author: Author) -> Link:
         There is none; the message lists what is spelled alike.
     ConfigError
         Several sessions have that name; the message lists them.
+    KeyMissing, UntrustedObject
+        It is signed, and its key is not here; or it is not what its key vouches for.
     """
     if keys.is_id(identifier):
-        link = await opening.attach(store, keys.session_of(identifier), author)
+        link = await opening.attach(store, keys.session_of(identifier), author, signed)
         if link is not None:
             return link
     there = await sessions_in(store)
@@ -75,7 +82,7 @@ async def find(store: Store, identifier: str, author: Author) -> Link:
             + "\n  ".join(lines[:CANDIDATES])
             + more
         )
-    if named and (link := await opening.attach(store, named[0].session, author)) is not None:
+    if named and (link := await opening.attach(store, named[0].session, author, signed)) is not None:
         return link
     known = [one.session for one in there] + [manifest.name for manifest in readable if manifest.name]
     session = keys.session_of(identifier) if keys.is_id(identifier) else identifier

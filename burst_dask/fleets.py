@@ -14,6 +14,7 @@ import msgspec
 from burst_dask.arguments import PARTS, Given, check_workers
 from burst_dask.aws import isolation
 from burst_dask.aws.clients import Clients
+from burst_dask.aws.secrets import reference, secret_name
 from burst_dask.aws.stack import DEFAULT_NAME, Stack, read_stack
 from burst_dask.config import Settings
 from burst_dask.errors import BurstError, ConfigError
@@ -21,10 +22,12 @@ from burst_dask.fleet.base import Fleet
 from burst_dask.fleet.ecs import EcsArguments, EcsFleet, EcsPlan, price_note, price_of, settings_of
 from burst_dask.fleet.inprocess import InProcessFleet
 from burst_dask.fleet.local import LocalFleet
+from burst_dask.keyring import FILE
 from burst_dask.link import Link
 from burst_dask.protocol.keys import SessionId
 from burst_dask.protocol.records import FleetChoice
 from burst_dask.store.address import Address
+from burst_dask.store.signing import key_in
 from burst_dask.worker.memory_watch import processors
 
 #: Workers on ECS of a session that does not say how many: they cost, so no more than a machine has processors.
@@ -236,11 +239,20 @@ def can_start(link: Link) -> bool:
     return link.manifest.host == platform.node() and "memory://" not in link.store.url
 
 
+def key_place(choice: FleetChoice, session: SessionId) -> str:
+    """Return where the key of a session that is signed is kept: where its workers find it."""
+    if choice.kind != "ecs":
+        return FILE
+    plan = EcsPlan.of(choice)
+    return reference(plan.stack.region, secret_name(plan.stack.name, session, isolated=plan.isolated))
+
+
 def fleet_of(link: Link) -> Fleet:
     """Return the fleet of a session; nothing is asked or started yet."""
-    settings, choice = link.settings, link.manifest.fleet
+    settings, choice, key = link.settings, link.manifest.fleet, link.manifest.key
     if choice.kind == "ecs":
-        return EcsFleet(link.session, link.store.url, EcsPlan.of(choice), opened=link.manifest.created)
+        plan = EcsPlan.of(choice)
+        return EcsFleet(link.session, link.store.url, plan, opened=link.manifest.created, key=key)
     if choice.kind == "distributed":
         from burst_dask.fleet.cluster import ClusterFleet  # noqa: PLC0415 - of the extra, and heavy
 
@@ -250,7 +262,9 @@ def fleet_of(link: Link) -> Fleet:
             choice.options["address"],
             threads=settings.threads,
             memory_limit=settings.memory_limit,
+            key=key_in(link.store, link.session),
         )
     if "memory://" in link.store.url:
         return InProcessFleet(link.session, link.store, threads=settings.threads)
-    return LocalFleet(link.session, link.store.url, threads=settings.threads, memory_limit=settings.memory_limit)
+    limit = settings.memory_limit
+    return LocalFleet(link.session, link.store.url, threads=settings.threads, memory_limit=limit, key=key)

@@ -17,6 +17,7 @@ from burst_dask.errors import (
     EnvironmentFailed,
     FleetError,
     SessionEnded,
+    UntrustedObject,
     VersionMismatch,
 )
 from burst_dask.fleet.base import Fleet, Remote
@@ -37,7 +38,7 @@ CHECK_BEATS_EVERY = 15.0
 #: Seconds after which a client that waits for workers looks, once, whether their packages differ from its own.
 COMPARE_AFTER = 3.0
 #: How workers end that cannot work for the session, whenever they are started.
-REFUSALS = {"refused": VersionMismatch, "unprepared": EnvironmentFailed}
+REFUSALS = {"refused": VersionMismatch, "unprepared": EnvironmentFailed, "untrusted": UntrustedObject}
 #: Records of ended workers that are read to tell why none is alive.
 RECORDS_READ = 20
 #: Times that ended workers are started again, without any news, before the wait is given up. A
@@ -89,7 +90,7 @@ class Guard:
         ------
         SessionEnded
             The session is closed or past its deadline, and no worker is left.
-        VersionMismatch, EnvironmentFailed
+        VersionMismatch, EnvironmentFailed, UntrustedObject
             Every worker refused the session, or could not be prepared for it.
         FleetError
             Workers die as soon as they are started.
@@ -193,7 +194,7 @@ class Guard:
 
 
 def _refusal(link: Link, last: Ended) -> str:
-    what = "refused it" if last.reason == "refused" else "could not be prepared for it"
+    what = "could not be prepared for it" if last.reason == "unprepared" else "refused it"
     return (
         f"every worker of session {link.session} {what}. The last one: {last.message}\n"
         f"What was submitted is kept. Workers that fit may be started anywhere: {link.worker_line()}"

@@ -10,8 +10,9 @@ import contextlib
 from typing import NamedTuple
 
 from burst_dask import opening, sync
+from burst_dask.aws.secrets import SCHEME
 from burst_dask.clock import Entropy, SystemClock
-from burst_dask.errors import BurstError, CorruptObject, StoreAccessDenied
+from burst_dask.errors import BurstError, CorruptObject, KeyMissing, StoreAccessDenied, UntrustedObject
 from burst_dask.fleet.base import Remote
 from burst_dask.fleets import fleet_of
 from burst_dask.journal.log import Author
@@ -71,11 +72,17 @@ async def _open_link(store: Store, session: SessionId, author: Author) -> Link |
             return None
         with contextlib.suppress(StoreAccessDenied):  # whoever may not is as right, and slower
             await _mark(link)
-    except CorruptObject:  # damaged, or of a newer version: `burst doctor` tells
-        return None
     except BurstError as error:  # of one session: others have work, too
-        return Healed(session, 0, str(error))
+        return None if _is_for_others(error) else Healed(session, 0, str(error))
     return None
+
+
+def _is_for_others(error: BurstError) -> bool:
+    """Tell whether somebody else sees to it that a session cannot be read."""
+    if isinstance(error, KeyMissing):  # in a file of whoever opened it, whose workers are not started from here
+        return not error.reference.startswith(SCHEME)
+    # Damaged, or of a newer version: `burst doctor` tells.
+    return isinstance(error, CorruptObject) and not isinstance(error, UntrustedObject)
 
 
 async def _mark(link: Link) -> None:

@@ -318,4 +318,5 @@ class Link:
 
     def worker_line(self) -> str:
         """Return the command that starts workers anywhere."""
-        return f"burst worker --session {self.session} --store '{self.store.url}'"
+        key = f" --key {self.manifest.key}" if self.manifest.key else ""
+        return f"burst worker --session {self.session} --store '{self.store.url}'{key}"

@@ -122,7 +122,8 @@ class SessionRow:
 
     id: str
     name: str | None
-    #: ``"open"``, ``"closed"`` or ``"expired"``; ``"unreadable"`` when it is damaged or of a newer version
+    #: ``"open"``, ``"closed"`` or ``"expired"``; ``"unreadable"`` when it is damaged or of a newer version; of one that
+    #: is signed ``"no key"`` when its key is not here, and ``"untrusted"`` when it is not what its key vouches for
     state: str
     #: seconds since 1970
     created: float
@@ -138,6 +139,8 @@ class SessionRow:
     cost: float | None = None
     #: bytes of graphs and results
     size: int | None = None
+    #: whether what it stores is signed
+    signed: bool = False
 
 
 class SessionList(_Grid, list[SessionRow]):
@@ -164,7 +167,7 @@ class SessionList(_Grid, list[SessionRow]):
             (
                 row.id,
                 row.name or "",
-                row.state,
+                row.state + (", signed" if row.signed else ""),
                 when(row.created),
                 when(row.last_activity),
                 *("" if its is None else str(its) for its in (row.runs, row.tasks and counts(row.tasks), row.workers)),

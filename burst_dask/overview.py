@@ -10,11 +10,12 @@ from typing import Any
 from burst_dask import opening, sync
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
-from burst_dask.errors import ConfigError, CorruptObject
+from burst_dask.errors import CloudError, ConfigError, CorruptObject, KeyMissing, UntrustedObject
 from burst_dask.finding import There, sessions_in
 from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import SURVEY_PARALLEL, in_parallel
+from burst_dask.keyring import Keyring
 from burst_dask.link import Link
 from burst_dask.lists import SessionList, SessionRow
 from burst_dask.places import opened
@@ -25,11 +26,15 @@ from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.session_records import Close, SessionEntry
 from burst_dask.statuses import session_status
 from burst_dask.store import Store
+from burst_dask.trust import trusted
 
 #: Sessions looked into at once; each may send dozens of requests at a time.
 _AT_ONCE = 25
 #: State of a session whose manifest or log is damaged, or written by a newer version.
 UNREADABLE = "unreadable"
+#: State of a signed session whose key is not here, and of one that is not what its key vouches for.
+NO_KEY, UNTRUSTED = "no key", "untrusted"
+_CLOSED_BOOKS = {UNREADABLE, NO_KEY, UNTRUSTED}
 
 
 def list_sessions(
@@ -67,15 +72,16 @@ async def _list(store: Store, details: int | None) -> SessionList:
     clock, entropy = SystemClock(), Entropy()
     author = Author(WorkerId(f"client-{entropy.token(6)}"), clock, entropy)
     there = await sessions_in(store)
-    rows = await in_parallel(lambda one: _row(store, one, author), there, SURVEY_PARALLEL)
+    ring = Keyring()
+    rows = await in_parallel(lambda one: _row(store, one, author, ring), there, SURVEY_PARALLEL)
     rows.sort(key=lambda row: -row.last_activity)
     left = float("inf") if details is None else details
-    readable = [number for number, row in enumerate(rows) if row.state != UNREADABLE]
+    readable = [number for number, row in enumerate(rows) if row.state not in _CLOSED_BOOKS]
     for start in range(0, len(readable), _AT_ONCE):
         if left <= 0:
             break
         numbers = readable[start : start + _AT_ONCE]
-        links_here = await in_parallel(lambda number: _attach(store, rows[number], author), numbers)
+        links_here = await in_parallel(lambda number: _attach(store, rows[number], author, ring), numbers)
         chosen: dict[int, Link] = {}
         for number, link in zip(numbers, links_here, strict=True):
             if link is not None and len(link.state.runs) <= left:
@@ -87,19 +93,32 @@ async def _list(store: Store, details: int | None) -> SessionList:
     return SessionList(store.url, sorted(rows, key=lambda row: -row.last_activity))
 
 
-async def _row(store: Store, one: There, author: Author) -> SessionRow:
+async def _row(store: Store, one: There, author: Author, ring: Keyring) -> SessionRow:
     """Look at a session; one that cannot be read is listed as such, so that somebody can see to it."""
+    state = UNREADABLE
     if one.manifest is not None:
-        with contextlib.suppress(CorruptObject, ConfigError):  # damaged, or with settings of a newer version
+        try:
             Settings.of(**one.manifest.settings)
-            return await _glance(store, one.manifest, author)
+            return await _glance(store, one.manifest, author, ring)
+        except UntrustedObject:
+            state = UNTRUSTED
+        except (KeyMissing, CloudError):
+            state = NO_KEY
+        except (CorruptObject, ConfigError):  # damaged, or with settings of a newer version
+            pass
     name, host = (one.manifest.name, one.manifest.host) if one.manifest is not None else (None, "")
-    return SessionRow(one.session, name, UNREADABLE, created=one.modified, last_activity=one.modified, host=host)
+    signed = one.manifest is not None and bool(one.manifest.key)
+    when = one.modified
+    return SessionRow(one.session, name, state, created=when, last_activity=when, host=host, signed=signed)
 
 
-async def _glance(store: Store, manifest: Manifest, author: Author) -> SessionRow:
+async def _glance(store: Store, manifest: Manifest, author: Author, ring: Keyring) -> SessionRow:
     """Look at a session: two requests, and a few more where those leave it open whether it has expired."""
     session = manifest.session
+    if manifest.key or ring.known(session):
+        found = await trusted(store, session, ring=ring)
+        if found is not None:
+            store, manifest = found.store, found.manifest
     dates = {meta.key: meta.modified async for page in store.list(keys.session_log(session)) for meta in page}
     state, newest = "closed", manifest.created  # without a log, somebody's cleanup was interrupted
     if dates:
@@ -109,7 +128,7 @@ async def _glance(store: Store, manifest: Manifest, author: Author) -> SessionRo
         if data is None or not isinstance(decode(SessionEntry, key, data).action, Close):
             state = "open"
     if state == "open" and _may_be_over(manifest, min(dates.values()), newest, author):
-        link = await opening.attach(store, session, author)
+        link = await opening.attach(store, session, author, ring=ring)
         state = "closed" if link is None else await link.condition()
     return SessionRow(
         id=session,
@@ -118,6 +137,7 @@ async def _glance(store: Store, manifest: Manifest, author: Author) -> SessionRo
         created=manifest.created,
         last_activity=newest,
         host=manifest.host,
+        signed=bool(manifest.key),
     )
 
 
@@ -128,10 +148,10 @@ def _may_be_over(manifest: Manifest, opened: float, newest: float, author: Autho
     return deadline is not None and author.clock.wall() >= deadline
 
 
-async def _attach(store: Store, row: SessionRow, author: Author) -> Link | None:
+async def _attach(store: Store, row: SessionRow, author: Author, ring: Keyring) -> Link | None:
     """Return the link to a session, None when it is gone or an entry of its log is damaged."""
     with contextlib.suppress(CorruptObject):
-        return await opening.attach(store, SessionId(row.id), author)
+        return await opening.attach(store, SessionId(row.id), author, ring=ring)
     return None
 
 

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from burst_dask import opening, sync
+from burst_dask.aws.secrets import is_shared
 from burst_dask.config import Settings
 from burst_dask.ending import extend
 from burst_dask.environment.versions import own_versions
 from burst_dask.finding import There, sessions_in
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
-from burst_dask.protocol.records import Environment, Manifest
+from burst_dask.protocol.records import Environment, FleetChoice, Manifest
 from burst_dask.protocol.session_records import Scale
 from burst_dask.resuming import Earlier, ResumeWarning
 from burst_dask.store import Store
@@ -29,7 +30,7 @@ class Found(NamedTuple):
     before: Link | None
 
 
-async def reopen(store: Store, name: str, author: Author, environment: Environment) -> Found:
+async def reopen(store: Store, name: str, author: Author, environment: Environment, signed: bool = False) -> Found:
     """Return the newest session of that name, ready to go on.
 
     An expired one is extended by its `session_timeout`. One that is closed, or past its absolute timeout, is
@@ -40,10 +41,12 @@ async def reopen(store: Store, name: str, author: Author, environment: Environme
     ----------
     environment
         What the script brings along now.
+    signed
+        Whether nothing is to be used that is not signed.
     """
     fitting: list[Manifest] = []
     for manifest in _named(await sessions_in(store), name):
-        differs = _difference(manifest, environment)
+        differs = _difference(manifest, environment, signed)
         if differs is None:
             fitting.append(manifest)
             continue
@@ -55,7 +58,8 @@ async def reopen(store: Store, name: str, author: Author, environment: Environme
                 stacklevel=2,
             )
         break
-    found = [link for manifest in fitting[:2] if (link := await opening.attach(store, manifest.session, author))]
+    links = [await opening.attach(store, manifest.session, author, signed) for manifest in fitting[:2]]
+    found = [link for link in links if link is not None]
     newest, before = (*found, None, None)[:2]
     if newest is None or await _goes_on(newest):
         return Found(newest, before)
@@ -70,7 +74,7 @@ def _named(there: list[There], name: str) -> Iterator[Manifest]:
     return (one.manifest for one in readable if one.manifest is not None)
 
 
-def _difference(manifest: Manifest, environment: Environment) -> str | None:
+def _difference(manifest: Manifest, environment: Environment, signed: bool) -> str | None:
     """Say why a session cannot go on with what this process has; None if it can."""
     theirs, ours = manifest.versions, own_versions()
     if (theirs.python, theirs.dask) != (ours.python, ours.dask):
@@ -79,6 +83,8 @@ def _difference(manifest: Manifest, environment: Environment) -> str | None:
         return "has other code (code=[…])"
     if manifest.environment.requirements != environment.requirements:
         return "has other packages (packages=[…])"
+    if signed and not manifest.key:
+        return "is not signed"
     return None
 
 
@@ -96,6 +102,21 @@ async def _goes_on(link: Link) -> bool:
     return await link.condition() == "open"
 
 
+def earlier(link: Link, before: Link | None) -> Earlier:
+    """Return what a session may use again: its own results, and those of the session before it if workers can."""
+    return Earlier(
+        link, None if before is not None and not _have_key(link.manifest.fleet, before.manifest.key) else before
+    )
+
+
+def _have_key(fleet: FleetChoice, key: str) -> bool:
+    """Tell whether workers of a fleet can verify results of another session, of which `key` says where its key is."""
+    if not key or fleet.kind == "local":  # they are of the same user
+        return True
+    # A cluster's machines, and a role of one session, have the key of the session that they work for, and no other.
+    return fleet.kind == "ecs" and is_shared(key) and not fleet.options.get("isolated")
+
+
 def go_on(link: Link, before: Link | None, workers: int | None, given: Iterable[str], settings: Settings) -> bool:
     """Take up a session that was there, as it was; tell whether workers are to be started here.
 
@@ -108,7 +129,7 @@ def go_on(link: Link, before: Link | None, workers: int | None, given: Iterable[
     settings
         What it says.
     """
-    link.earlier = Earlier(link, before)
+    link.earlier = earlier(link, before)
     _tell_differences(link, workers, given, settings)
     if workers is None:
         return False

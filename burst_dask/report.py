@@ -211,6 +211,8 @@ class SessionStatus(_Table):
     notes: tuple[str, ...] = ()
     #: what is to be said of the cost; empty when it is what it says
     cost_note: str = ""
+    #: where the key is by which what it stores is signed; empty when it is not
+    key: str = ""
 
     @property
     def size(self) -> int:
@@ -246,6 +248,7 @@ class SessionStatus(_Table):
             ("state", f"{self.state}, {left}" if self.state == "open" else self.state),
             ("store", self.store),
             ("opened", f"{when(self.created)} on {self.host}"),
+            *([("signed", f"with the key in {_place(self.key)}")] if self.key else []),
             ("workers", str(self.workers)),
             *(("note", note) for note in self.notes),
             ("tasks", counts(self.totals)),
@@ -258,6 +261,18 @@ class SessionStatus(_Table):
             ("runs", str(len(self.runs)) + (f", the last {len(runs)} of them:" if len(runs) < len(self.runs) else "")),
             *((run.id, f"{run.state}, {run.completed} of {run.total} completed, {run.failed} failed") for run in runs),
         ]
+
+
+def _place(key: str) -> str:
+    """Return in words where the key of a session is.
+
+    >>> _place("file"), _place("secretsmanager:eu-west-1:burst-dask/session/k3w9x2mq")
+    ('a file of who opened it', 'the secret burst-dask/session/k3w9x2mq in eu-west-1')
+    """
+    if not key.startswith("secretsmanager:"):
+        return "a file of who opened it"
+    _, region, name = key.split(":", 2)
+    return f"the secret {name} in {region}"
 
 
 def stored(size: int, freed: int) -> str:

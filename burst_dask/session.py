@@ -13,7 +13,16 @@ from typing import Any, NoReturn
 import dask
 
 from burst_dask import opening, sync, tasklogs
-from burst_dask.arguments import check_cost, check_count, check_name, check_resume, check_seconds, size, split
+from burst_dask.arguments import (
+    check_cost,
+    check_count,
+    check_name,
+    check_resume,
+    check_seconds,
+    check_signed,
+    size,
+    split,
+)
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.ending import afford, close, delete, extend, incomplete
 from burst_dask.environment.packing import pack
@@ -21,7 +30,7 @@ from burst_dask.environment.versions import own_versions
 from burst_dask.errors import CloudError, ConfigError, FleetError
 from burst_dask.finding import find, open_run
 from burst_dask.fleet.base import Logging, ProcessLog
-from burst_dask.fleets import can_start, check_resumed, choose, fleet_of, made_ready, release
+from burst_dask.fleets import can_start, check_resumed, choose, fleet_of, key_place, made_ready, release
 from burst_dask.journal.log import Author
 from burst_dask.link import Link
 from burst_dask.places import address_of, opened
@@ -30,9 +39,8 @@ from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import Manifest
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.session_records import Adapt, Cancel, Scale
-from burst_dask.reopening import Found, go_on, reopen
+from burst_dask.reopening import Found, earlier, go_on, reopen
 from burst_dask.report import SessionStatus
-from burst_dask.resuming import Earlier
 from burst_dask.run import Run
 from burst_dask.scheduling import Scheduling
 from burst_dask.statuses import session_status
@@ -73,6 +81,9 @@ class Session(Scheduling):
         them as they are now.
     packages
         What workers install with pip before they start, such as ``["rasterio>=1.3"]``.
+    signed
+        Sign what the session stores with a key that is kept outside of the store, so that its workers and clients
+        refuse what anybody else has written there; see Notes.
     progress
         Whether waiting shows a progress bar; None: on a terminal and in a notebook.
     **settings
@@ -105,6 +116,13 @@ class Session(Scheduling):
     its `absolute_timeout`, a new one is opened that uses its results as long as they are there. If Python, Dask, `code`
     or `packages` have changed, a new session is opened that uses nothing.
 
+    **Signing.** Tasks and results are pickles, so whoever may write to the store could run code where they are
+    unpickled. With ``signed=True`` that takes the session's key, too. On ECS the key is a secret in AWS Secrets
+    Manager, which workers and clients read (0.40 USD a month until `cleanup`). Else it is a file of this user, in the
+    folder that ``BURST_KEYS`` names or in one below that for user data: to come back from another machine, copy it
+    there. That is why signing is asked for: without it the id of a run is all that it takes. With `resume`, only
+    signed sessions go on. SECURITY.md says what signing does not prevent.
+
     **Callbacks** (`dask.callbacks`, `dask.diagnostics.ProgressBar`) are not called, as with
     distributed: they are about tasks that run in the client.
 
@@ -133,6 +151,7 @@ class Session(Scheduling):
         endpoint_url: str | None = None,
         name: str | None = None,
         resume: bool = False,
+        signed: bool = False,
         code: Sequence[str | os.PathLike[str]] = (),
         packages: Sequence[str] = (),
         progress: bool | None = None,
@@ -142,6 +161,7 @@ class Session(Scheduling):
         options = given.options
         check_name(name)
         check_resume(resume, name)
+        check_signed(signed)
         chosen = choose(fleet, address_of(store, options), workers, cpu, given)
         packed = pack(code, packages)
         place = opened(store, options)
@@ -151,7 +171,7 @@ class Session(Scheduling):
         self._entered: list[dask.config.set] = []
         found = Found(None, None)
         if resume and name is not None:
-            found = sync.run(reopen(place, name, author, packed.environment))
+            found = sync.run(reopen(place, name, author, packed.environment, signed))
         if found.link is not None:
             check_resumed(found.link, chosen.fleet)
             link = self._link = found.link
@@ -171,11 +191,13 @@ class Session(Scheduling):
                 settings=chosen.settings.to_dict(),
                 environment=packed.environment,
                 fleet=its_fleet,
+                key=key_place(its_fleet, session) if signed else "",
             )
+            place = opening.keyed(place, manifest, author) if signed else place
             self._link = Link(place, manifest, chosen.settings, author, SessionState())
             sync.run(opening.create(self._link, chosen.workers, packed.archive))
             if resume:
-                self._link.earlier = Earlier(self._link, found.before)
+                self._link.earlier = earlier(self._link, found.before)
             if chosen.workers is not None:
                 self._start()
 
@@ -216,7 +238,8 @@ class Session(Scheduling):
         return requests_of(self._link.store)
 
     def __repr__(self) -> str:
-        return f"Session({self.id!r}, store={self.store!r})"
+        signed = ", signed=True" if self._link.manifest.key else ""
+        return f"Session({self.id!r}, store={self.store!r}{signed})"
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
@@ -395,6 +418,7 @@ def attach(
     identifier: str,
     store: str | os.PathLike[str] | Store | None = None,
     *,
+    signed: bool = False,
     progress: bool | None = None,
     **options: str,
 ) -> Any:
@@ -406,6 +430,9 @@ def attach(
         Of a run or of a session, or the name of a session if only one has it.
     store, progress, **options
         As of `Session`.
+    signed
+        Refuse a session that is not signed. One that is, is verified in any case; this tells a signed session from
+        another one that somebody has put in its place, on a machine that has no key of it.
 
     Returns
     -------
@@ -418,6 +445,10 @@ def attach(
         The store does not hold it; the message lists what is spelled alike.
     ConfigError
         Several sessions have that name; the message lists them.
+    KeyMissing
+        The session is signed, and its key is not here; the message says where it is to be put.
+    UntrustedObject
+        It is not what its key vouches for, or not signed.
 
     Notes
     -----
@@ -437,7 +468,7 @@ def attach(
     identifier = identifier.strip()  # as it comes from a line that was copied
     entropy = Entropy()
     author = Author(WorkerId(f"client-{entropy.token(6)}"), SystemClock(), entropy)
-    link = sync.run(find(opened(store, options), identifier, author))
+    link = sync.run(find(opened(store, options), identifier, author, signed))
     if can_start(link) and link.workers and sync.run(link.condition()) == "open":
         link.fleet = fleet_of(link)
     if "." not in identifier or keys.session_of(identifier) != link.session:  # a name may have a dot in it

@@ -172,4 +172,5 @@ async def session_status(link: Link, own: bool = True) -> SessionStatus:
         requests=workers.requests,
         notes=await notes(link, workers.seen) + ahead,
         cost_note=link.manifest.fleet.options.get("price_note", ""),
+        key=link.manifest.key,
     )

@@ -10,7 +10,6 @@ from burst_dask.errors import ConfigError
 from burst_dask.healing import heal_all
 from burst_dask.places import opened
 from burst_dask.report import duration
-from burst_dask.session import attach
 
 
 @click.command()
@@ -21,7 +20,7 @@ from burst_dask.session import attach
 def cancel(identifier: str, store: str | None, force: bool, as_json: bool) -> None:
     """Cancel a run, or all runs of a session."""
     # None: a session, of which nobody looks whether anything was left to cancel
-    was_left = attach(identifier, store=store).cancel(force=force)
+    was_left = options.attached(identifier, store).cancel(force=force)
     said = f"{identifier} had nothing left to cancel" if was_left is False else f"{identifier} is cancelled"
     options.show({"id": identifier, "cancelled": was_left is not False}, said, as_json)
 

@@ -66,6 +66,8 @@ class LocalFleet:
         What workers get besides this process's own environment.
     tied
         Whether the workers end with this process.
+    key
+        Where the key of a signed session is (`burst_dask.keyring`); empty for one that is not.
     """
 
     #: the module that an agent runs; tests put a stand-in here
@@ -84,6 +86,7 @@ class LocalFleet:
         memory: int | None = None,
         environment: Mapping[str, str] | None = None,
         tied: bool = False,
+        key: str = "",
     ) -> None:
         self.directory = directory or fleets_directory() / session
         self._session = session
@@ -92,6 +95,7 @@ class LocalFleet:
         self._memory_limit = memory_limit
         self._memory = memory
         self._tied = tied
+        self._key = key
         self._environment = dict(environment or {})
         self._entropy = Entropy()
         self._clock = SystemClock()
@@ -233,6 +237,7 @@ class LocalFleet:
             spill_directory=str(self.directory / "spill"),
             agent=self.agent,
             parent=os.getpid() if self._tied else 0,
+            key=self._key,
         )
         command = [
             sys.executable,

@@ -9,8 +9,11 @@ from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Record
 
 
-class Open(msgspec.Struct, frozen=True, tag="open"):
+class Open(msgspec.Struct, frozen=True, tag="open", omit_defaults=True):
     """The session was created."""
+
+    #: SHA-256 of the manifest, in a signed session
+    manifest: str = ""
 
 
 class AddRun(msgspec.Struct, frozen=True, tag="run"):

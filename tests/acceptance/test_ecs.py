@@ -70,6 +70,28 @@ def test_a_session_on_ecs(sessions, ecs):
     assert ecs.running == []
 
 
+def test_workers_of_a_signed_session_read_its_key_in_secrets_manager(sessions, ecs, store, tmp_path, monkeypatch):
+    ecs.image["AWS_ENDPOINT_URL"] = ecs.endpoint
+    burst = sessions(workers=1, signed=True)
+    name = f"burst-dask/session/{burst.id}"
+    assert f"with the key in the secret {name} in {REGION}" in str(burst.status())
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    (request,) = ecs.names("RunTask")
+    (override,) = request["overrides"]["containerOverrides"]
+    told = {one["name"]: one["value"] for one in override["environment"]}
+    assert told["BURST_KEY"] == f"secretsmanager:{REGION}:{name}"
+    client = ecs.client("secretsmanager")
+    secret = client.get_secret_value(SecretId=name)["SecretBinary"]
+    assert secret.hex() not in str(ecs.calls) and str(secret) not in str(ecs.calls)
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("BURST_KEYS", str(tmp_path / "another machine"))
+        run = attach(burst.id, store=store, signed=True).compute(dask.delayed(sum)([1, 5]))
+        assert run.result(timeout=60) == (6,)
+    burst.cleanup(force=True)
+    assert name not in [one["Name"] for one in client.list_secrets()["SecretList"]]
+
+
 def test_a_lost_worker_is_replaced_and_results_are_right(sessions, ecs, marks):
     burst = sessions(workers=3, spot=True)
     values, expected = chains(marks, 20, 10)
@@ -422,6 +444,14 @@ def test_workers_of_a_session_can_neither_read_nor_write_another_one(isolated, e
     tried = [("write", own), ("read", own), ("read", other), ("write", other), ("write", f"sessions/{ours.id}")]
     found = [dask.delayed(try_to)(verb, ours.store, key) for verb, key in tried]
     assert dask.compute(found, scheduler=ours)[0] == ["done", "done", "denied", "denied", "denied"]
+
+
+def test_the_key_of_an_isolated_session_is_for_its_own_role_only(isolated, ecs):
+    ecs.image["AWS_ENDPOINT_URL"] = ecs.endpoint
+    burst = isolated(signed=True)
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    names = {one["Name"] for one in ecs.client("secretsmanager").list_secrets()["SecretList"]}
+    assert f"burst-dask/isolated/{burst.id}" in names and f"burst-dask/session/{burst.id}" not in names
 
 
 def test_a_lost_worker_of_an_isolated_session_is_replaced_by_one_with_the_same_role(isolated, ecs, marks, monkeypatch):

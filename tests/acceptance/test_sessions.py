@@ -108,6 +108,7 @@ def test_create(sessions, place):
         ({"name": "nightly\n"}, "must be a line of 1 to 200 characters without spaces around it"),
         ({"workers": "many"}, "workers='many': must be a whole number"),
         ({"sesion_timeout": 5}, "did you mean 'session_timeout'"),
+        ({"signed": "my own key"}, "signed: must be True or False; the key is made, and never given"),
     ],
 )
 def test_create_with_bad_input(place, asked, message):

@@ -5,7 +5,8 @@ itself, as well as quotas; everything else, also of ECS, goes to moto. A task's 
 an image and ECS give it, the task definition's and the override's, and nothing of whoever runs the tests. What it
 writes goes to the log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
 
-What tasks with the role of a single session or of the schedule ask of S3 is held to what that role allows.
+What tasks with the role of a single session or of the schedule ask of S3, and of Secrets Manager, is held to what
+that role allows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -341,6 +343,18 @@ class EcsStandIn:
         )
         return next(task for task in self.tasks if task.arn == answer["tasks"][0]["taskArn"])
 
+    def refused(self, method: str, url: str, headers: Message, body: bytes) -> Any:
+        """Return the answer to a request that IAM would refuse, as status, body and headers; None to any other."""
+        service, _, call = headers.get("X-Amz-Target", "").partition(".")
+        authorization = headers.get("Authorization", "")
+        if service == "secretsmanager" and self.keeps(body, call, authorization):
+            said = {"__type": "AccessDeniedException", "message": f"not authorized to perform: {service}:{call}"}
+            return 400, json.dumps(said).encode(), {"Content-Type": "application/x-amz-json-1.1"}
+        if not service and self.refuses(method, url, authorization):
+            text = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            return 403, text.encode(), {"Content-Type": "application/xml"}
+        return None
+
     def refuses(self, method: str, url: str, authorization: str) -> bool:
         """Tell whether IAM would refuse a request to S3, of a task whose role is known here."""
         task = next((task for task in self.tasks if task.is_held and f"={task.key}/" in authorization), None)
@@ -355,6 +369,12 @@ class EcsStandIn:
         prefix = {"s3__prefix": query["prefix"][0]} if "prefix" in query else {}
         wanted = "s3:ListBucket" if method == "GET" and "list-type" in query else f"s3:Unknown{method}"
         return not self._may(task.role, wanted, f"arn:aws:s3:::{bucket}", **prefix)
+
+    def keeps(self, body: bytes, call: str, authorization: str) -> bool:
+        """Tell whether IAM would refuse a request to Secrets Manager, of a task whose role is known here."""
+        task = next((task for task in self.tasks if task.is_held and f"={task.key}/" in authorization), None)
+        secret = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:{json.loads(body).get('SecretId')}-AbCdEf"
+        return task is not None and not self._may(task.role, f"secretsmanager:{call}", secret)
 
     def _may(self, role: str, action: str, resource: str, **context: str) -> bool:
         if role in self.healers:
@@ -479,9 +499,8 @@ class EcsStandIn:
                     if answer is not None:
                         self.tell(answer)
                         return
-                elif stand_in.refuses(self.command, self.path, self.headers.get("Authorization", "")):
-                    said = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-                    self.send(403, said.encode(), {"Content-Type": "application/xml"})
+                elif refused := stand_in.refused(self.command, self.path, self.headers, body):
+                    self.send(*refused)
                     return
                 host = urlsplit(stand_in.moto).netloc
                 connection = http.client.HTTPConnection(host, timeout=60)

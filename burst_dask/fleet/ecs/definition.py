@@ -66,7 +66,15 @@ def task_definition(plan: EcsPlan) -> dict[str, Any]:
 
 
 def run_request(
-    plan: EcsPlan, definition: str, session: SessionId, store: str, provider: str, count: int, number: int
+    plan: EcsPlan,
+    definition: str,
+    session: SessionId,
+    store: str,
+    provider: str,
+    count: int,
+    number: int,
+    *,
+    key: str = "",
 ) -> dict[str, Any]:
     """Return a RunTask request, but for its token.
 
@@ -80,6 +88,8 @@ def run_request(
         One of `EcsPlan.providers`.
     number
         Of the start that the tasks belong to (`burst_dask.scaling`).
+    key
+        Where the key of a signed session is, and never the key itself: who may describe tasks sees their environments.
     """
     stack = plan.stack
     tags = {**plan.tags, STACK_TAG: stack.name, SESSION_TAG: session}
@@ -91,6 +101,8 @@ def run_request(
         "BURST_THREADS": str(plan.threads),
         "BURST_MEMORY_LIMIT": str(plan.worker_memory),
     }
+    if key:
+        environment["BURST_KEY"] = key
     request: dict[str, Any] = {
         "cluster": stack.cluster,
         "taskDefinition": definition,

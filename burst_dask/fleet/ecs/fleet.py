@@ -65,6 +65,8 @@ class EcsFleet:
         What each worker is.
     opened
         When the session was opened, in seconds since 1970: logs are searched from there.
+    key
+        Where the key of a signed session is (`burst_dask.keyring`); empty for one that is not.
     clients, clock, entropy
         Those of this machine, unless a test brings others.
     """
@@ -76,12 +78,14 @@ class EcsFleet:
         plan: EcsPlan,
         *,
         opened: float = 0.0,
+        key: str = "",
         clients: Clients | None = None,
         clock: PausingClock | None = None,
         entropy: Entropy | None = None,
     ) -> None:
         self.plan = plan
         self._session, self._store_url, self._opened = session, store_url, opened
+        self._key = key
         self._clients = clients
         self._clock: PausingClock = clock or SystemClock()
         self._entropy = entropy or Entropy()
@@ -241,7 +245,9 @@ class EcsFleet:
         with self._lock:
             if self._there is None:
                 clients, stack = self._own_clients, self.plan.stack
-                launcher = Launcher(clients, self.plan, self._session, self._store_url, self._clock, self._entropy)
+                launcher = Launcher(
+                    clients, self.plan, self._session, self._store_url, self._clock, self._entropy, self._key
+                )
                 self._there = _Place(Tasks(clients, stack, self._session), launcher, Logs(clients, stack))
             return self._there
 

@@ -75,7 +75,9 @@ class Launcher:
         store: str,
         clock: PausingClock,
         entropy: Entropy,
+        key: str = "",
     ) -> None:
+        self._key = key
         self._ecs = clients.client("ecs")
         self._plan = plan
         self._session, self._store = session, store
@@ -143,7 +145,9 @@ class Launcher:
         dict
             The answer: ``"tasks"`` and ``"failures"``.
         """
-        request = run_request(self._plan, self.definition, self._session, self._store, provider, count, number)
+        request = run_request(
+            self._plan, self.definition, self._session, self._store, provider, count, number, key=self._key
+        )
         token = client_token(request, call)
         self._pace.take(count)
 
