@@ -21,14 +21,14 @@ from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.shard import Phase, Shard
-from burst_dask.report import duration
+from burst_dask.report.tables import duration
 from burst_dask.store import Store, open_store
 from burst_dask.store.signing import key_in
 from burst_dask.testing.facts import Facts, SessionFacts, garbage, gather, gather_session
 from burst_dask.testing.invariants import CHECKS, violations_of
 from burst_dask.testing.needed import leftover
 from burst_dask.testing.reading import Violation, fetched, listed
-from burst_dask.trust import trusted
+from burst_dask.trust.trusting import trusted
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class KeyMissing(BurstError, LookupError):
     Attributes
     ----------
     reference
-        Where it was looked for, as `burst_dask.keyring` writes it.
+        Where it was looked for, as `burst_dask.trust.keyring` writes it.
     """
 
     reference: str = ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 from dask.utils import parse_timedelta
 
+from burst_dask.api.healing import heal_all
+from burst_dask.api.places import opened
 from burst_dask.commands import options
 from burst_dask.errors import ConfigError
-from burst_dask.healing import heal_all
-from burst_dask.places import opened
-from burst_dask.report import duration
+from burst_dask.report.tables import duration
 
 
 @click.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import cloudpickle
 
-from burst_dask.collecting import Collected, TaskError
+from burst_dask.client.collecting import Collected, TaskError
 from burst_dask.commands import options
 from burst_dask.errors import BurstError, ConfigError, FleetError, RunCancelled, SessionEnded, WaitTimeout
 

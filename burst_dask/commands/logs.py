@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 import click
 
 from burst_dask import sync
+from burst_dask.api.run import Run
+from burst_dask.api.session import Session
+from burst_dask.client.tasklogs import Follower, LogRecord, TaskLog
 from burst_dask.commands import options
 from burst_dask.protocol.keys import RunId
-from burst_dask.run import Run
-from burst_dask.session import Session
-from burst_dask.tasklogs import Follower, LogRecord, TaskLog
 
 
 @click.command()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from burst_dask.api.overview import list_sessions
 from burst_dask.commands import options
-from burst_dask.overview import list_sessions
 
 
 @click.command()

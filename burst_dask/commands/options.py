@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from burst_dask.api.run import Run
+from burst_dask.api.session import Session, attach
 from burst_dask.errors import ConfigError
 from burst_dask.protocol import keys
-from burst_dask.run import Run
-from burst_dask.session import Session, attach
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -19,9 +19,9 @@ from distributed.client import default_client
 
 from burst_dask.errors import ConfigError, FleetError
 from burst_dask.fleet.local import LocalFleet
-from burst_dask.keyring import write_key
 from burst_dask.protocol.keys import SessionId
 from burst_dask.store import Key
+from burst_dask.trust.keyring import write_key
 
 #: Name of the file beside a worker of the cluster that has the key of a signed session.
 KEY_FILE = "key"

@@ -67,7 +67,7 @@ class LocalFleet:
     tied
         Whether the workers end with this process.
     key
-        Where the key of a signed session is (`burst_dask.keyring`); empty for one that is not.
+        Where the key of a signed session is (`burst_dask.trust.keyring`); empty for one that is not.
     """
 
     #: the module that an agent runs; tests put a stand-in here

@@ -91,7 +91,8 @@ async def _open(url: str, session: SessionId) -> Store:
     return open_store(url)
 
 
-#: Opens a store for what a session has left in it; `burst_dask.trust` brings one that knows keys of signed sessions.
+#: Opens a store for what a session has left in it; `burst_dask.trust.trusting` brings one that knows keys of signed
+#: sessions.
 _opener: Callable[[str, SessionId], Awaitable[Store]] = _open
 
 

@@ -339,8 +339,8 @@ class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     settings: dict[str, Any]
     environment: Environment = Environment()
     fleet: FleetChoice = FleetChoice()
-    #: where the key is by which the session's objects are signed (`burst_dask.keyring`), and never the key itself:
-    #: ``"file"``, or ``"secretsmanager:<region>:<name>"``; ``""`` when they are not signed
+    #: where the key is by which the session's objects are signed (`burst_dask.trust.keyring`), and never the key
+    #: itself: ``"file"``, or ``"secretsmanager:<region>:<name>"``; ``""`` when they are not signed
     key: str = ""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from burst_dask.client.shapes import numbers
 from burst_dask.config import Settings
 from burst_dask.errors import ConfigError, IllegalTransition
 from burst_dask.journal import across
@@ -24,7 +25,6 @@ from burst_dask.protocol.records import Entry, Manifest, Outcomes, Plan, ShardIn
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.session_records import SessionEntry
 from burst_dask.protocol.shard import describe, is_segment
-from burst_dask.shapes import numbers
 from burst_dask.store.base import Store
 from burst_dask.testing.reading import Reading, Violation, decoded, fetched, listed, slot
 

@@ -27,7 +27,7 @@ def shape(processes: int | None, threads: int | None, memory_limit: str | None) 
 
 
 def _is_reference(key: str) -> bool:
-    from burst_dask.keyring import is_reference  # noqa: PLC0415 - knows stores, which a supervisor seldom needs
+    from burst_dask.trust.keyring import is_reference  # noqa: PLC0415 - knows stores, which a supervisor seldom needs
 
     return is_reference(key)
 

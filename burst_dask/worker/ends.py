@@ -9,7 +9,7 @@ from burst_dask.protocol.records import Ended, decode, encode
 from burst_dask.protocol.session_records import AddRun, Attach, Close, Extend, Scale
 from burst_dask.store import open_store
 from burst_dask.store.base import Store
-from burst_dask.trust import trusted
+from burst_dask.trust.trusting import trusted
 
 #: Ends for want of work: had it known of more, it would not have ended.
 _BY_ITSELF = ("idle", "expired")
@@ -21,7 +21,7 @@ class Ends:
     Parameters
     ----------
     key
-        Where the key of a signed session is, as of `burst_dask.trust.trusted`.
+        Where the key of a signed session is, as of `burst_dask.trust.trusting.trusted`.
     """
 
     def __init__(self, store: Store | str, session: SessionId, key: str = "") -> None:

@@ -34,13 +34,13 @@ from burst_dask.errors import (
     VersionMismatch,
 )
 from burst_dask.graph import stored
-from burst_dask.keyring import FILE, Keyring
 from burst_dask.protocol.keys import SessionId, WorkerId
 from burst_dask.protocol.records import Ended, Manifest
 from burst_dask.scaling.healer import Elastic, Healer
 from burst_dask.store import Signed, Store, open_store
 from burst_dask.store.signing import key_in
-from burst_dask.trust import Trusted, opened_for, trusted
+from burst_dask.trust.keyring import FILE, Keyring
+from burst_dask.trust.trusting import Trusted, opened_for, trusted
 from burst_dask.worker.agent import REPLACED, UNTRUSTED, Agent
 from burst_dask.worker.context import Context
 from burst_dask.worker.ends import Ends

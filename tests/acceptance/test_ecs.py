@@ -16,11 +16,11 @@ from servers import REGION
 from test_survives import chains
 
 from burst_dask import Session, attach, sync
+from burst_dask.api.overview import list_sessions
 from burst_dask.aws.assets import TEMPLATE, asset
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.stack import read_stack
 from burst_dask.errors import ConfigError, CredentialsExpired, FleetError, StoreAccessDenied
-from burst_dask.overview import list_sessions
 from burst_dask.store import open_store
 
 EXPIRED = (400, "ExpiredTokenException", "The security token included in the request is expired")
@@ -29,7 +29,7 @@ EXPIRED = (400, "ExpiredTokenException", "The security token included in the req
 @pytest.fixture
 def store(ecs, tmp_path, monkeypatch):
     """A store in the stack's bucket; clients look after their fleet often."""
-    monkeypatch.setattr("burst_dask.guard.EACH_EVERY", 0.1)
+    monkeypatch.setattr("burst_dask.client.guard.EACH_EVERY", 0.1)
     monkeypatch.setattr("burst_dask.scaling.healer.SETTLED_AFTER", 1.0)
     monkeypatch.setattr("burst_dask.fleet.ecs.fleet.LOOK_EVERY", 0.2)
     monkeypatch.setattr("burst_dask.fleet.ecs.fleet._STOP_POLL", 0.1)
@@ -455,7 +455,7 @@ def test_the_key_of_an_isolated_session_is_for_its_own_role_only(isolated, ecs):
 
 
 def test_a_lost_worker_of_an_isolated_session_is_replaced_by_one_with_the_same_role(isolated, ecs, marks, monkeypatch):
-    monkeypatch.setattr("burst_dask.guard.EACH_EVERY", 0.1)
+    monkeypatch.setattr("burst_dask.client.guard.EACH_EVERY", 0.1)
     monkeypatch.setattr("burst_dask.scaling.healer.SETTLED_AFTER", 1.0)
     monkeypatch.setattr("burst_dask.fleet.ecs.fleet.LOOK_EVERY", 0.2)
     burst = isolated(workers=2)

@@ -38,7 +38,7 @@ def sessions(tmp_path):
 
 def test_a_session_that_has_spent_its_money_stops_and_goes_on_when_there_is_more(sessions, marks, monkeypatch):
     """No client is needed for it to stop: a task that hangs costs no more than was meant."""
-    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 0.3)
+    monkeypatch.setattr("burst_dask.client.guard.CHECK_FLEET_EVERY", 0.3)
     burst = sessions(workers=1, worker_price=360.0, max_cost=10.0)  # 0.10 USD a second
     assert burst.compute(dask.delayed(double)(4)).result(timeout=60) == (8,)
     run = burst.compute(dask.delayed(waits)(marks, "in", "gate"), dask.delayed(double)(5))

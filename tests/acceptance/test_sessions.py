@@ -207,7 +207,7 @@ def test_more_workers_from_anywhere(sessions, place, marks):
 
 
 def test_past_its_deadline_a_session_can_be_read_and_extended(sessions, place, marks, monkeypatch):
-    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 0.3)
+    monkeypatch.setattr("burst_dask.client.guard.CHECK_FLEET_EVERY", 0.3)
     session = sessions(workers=1, session_timeout=3)
     done = session.compute(dask.delayed(double)(4))
     assert done.result(timeout=60) == (8,)  # who waits keeps the session alive

@@ -23,13 +23,12 @@ from acting import QUICK, children, until
 from servers import REGION
 
 from burst_dask import Session, attach, list_sessions, serialize, sync
+from burst_dask.api.healing import heal_all
+from burst_dask.client.ending import close
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.doctor import diagnose
-from burst_dask.ending import close
 from burst_dask.errors import EnvironmentFailed, KeyMissing, UnknownId, UntrustedObject
 from burst_dask.fleet import records
-from burst_dask.healing import heal_all
-from burst_dask.keyring import Keyring
 from burst_dask.protocol import frames, keys
 from burst_dask.protocol.records import (
     Ended,
@@ -46,6 +45,7 @@ from burst_dask.protocol.records import (
 from burst_dask.protocol.session_records import AddRun, SessionEntry
 from burst_dask.store import open_store
 from burst_dask.store.signing import key_in
+from burst_dask.trust.keyring import Keyring
 from burst_dask.worker.process import run_agent
 
 

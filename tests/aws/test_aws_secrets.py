@@ -7,7 +7,7 @@ import pytest
 from burst_dask.aws import secrets
 from burst_dask.clock import Entropy
 from burst_dask.errors import AccessDenied, CloudError, CredentialsExpired, KeyMissing
-from burst_dask.keyring import Keyring
+from burst_dask.trust.keyring import Keyring
 
 SESSION = "k3w9x2mq"
 SECRET = secrets.reference("us-east-1", secrets.secret_name("burst-dask", SESSION))

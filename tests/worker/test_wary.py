@@ -10,13 +10,13 @@ from stage import Stage, constant, ended
 from burst_dask.clock import Entropy
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
-from burst_dask.keyring import FILE
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import ShardId, WorkerId
 from burst_dask.protocol.records import Beat, Entry, Manifest, Release, encode
 from burst_dask.protocol.session_records import Open
 from burst_dask.store import Key, Signed, open_store
-from burst_dask.trust import digest
+from burst_dask.trust.keyring import FILE
+from burst_dask.trust.trusting import digest
 from burst_dask.worker.process import own_versions
 
 

@@ -66,7 +66,7 @@ class EcsFleet:
     opened
         When the session was opened, in seconds since 1970: logs are searched from there.
     key
-        Where the key of a signed session is (`burst_dask.keyring`); empty for one that is not.
+        Where the key of a signed session is (`burst_dask.trust.keyring`); empty for one that is not.
     clients, clock, entropy
         Those of this machine, unless a test brings others.
     """
