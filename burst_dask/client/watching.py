@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from burst_dask.client.cancelling import undone
 from burst_dask.client.link import Link
 from burst_dask.errors import RunCancelled, StoreUnavailable
-from burst_dask.journal.view import RunView
+from burst_dask.journal.view import PARALLEL, RunView
 from burst_dask.protocol import policy
 from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.shard import Phase
@@ -153,7 +153,7 @@ class Watch:
         return len(self.pending) > 1 and waited >= max(FAILED_WITHIN, 3 * self._surveyed)
 
     async def _survey(self) -> None:
-        await self._view.survey()
+        await self._view.survey(parallel=PARALLEL)  # workers need the store, too: of a large run, seconds later will do
         self._take_all()
 
     def _take_all(self) -> None:
