@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -23,8 +22,9 @@ from burst_dask.api.arguments import (
     size,
     split,
 )
+from burst_dask.api.cleaning import remove
 from burst_dask.api.finding import find, open_run
-from burst_dask.api.fleets import can_start, check_resumed, choose, fleet_of, key_place, made_ready, release
+from burst_dask.api.fleets import can_start, check_resumed, choose, fleet_of, key_place, made_ready
 from burst_dask.api.places import address_of, opened
 from burst_dask.api.reopening import Found, earlier, go_on, reopen
 from burst_dask.api.run import Run
@@ -37,7 +37,7 @@ from burst_dask.client.tasklogs import TaskLog
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
-from burst_dask.errors import CloudError, ConfigError, FleetError
+from burst_dask.errors import ConfigError, FleetError
 from burst_dask.fleet.base import Logging, ProcessLog
 from burst_dask.journal.log import Author
 from burst_dask.protocol import keys
@@ -403,16 +403,7 @@ class Session(Scheduling):
         if "_futures" in vars(self):
             self._futures.close()
         sync.run(close(link))
-        fleet = link.fleet or fleet_of(link)
-        try:
-            fleet.remove()
-            release(fleet)
-        except (CloudError, ConfigError) as error:  # they see that the session is closed, if nobody may stop them
-            warnings.warn(f"workers of session {self.id} end by themselves, within a minute: {error}", stacklevel=2)
-            sync.run(delete(link, force))
-            release(fleet)  # not before they have ended
-        else:
-            sync.run(delete(link, force))
+        remove(link, link.fleet or fleet_of(link), force)
 
 
 def attach(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 from dask.utils import parse_timedelta
 
+from burst_dask.api.cleaning import sweep
 from burst_dask.api.healing import heal_all
 from burst_dask.api.places import opened
 from burst_dask.commands import options
-from burst_dask.errors import ConfigError
+from burst_dask.errors import ConfigError, CorruptObject
+from burst_dask.protocol import keys
 from burst_dask.report.tables import duration
 
 
@@ -86,8 +88,17 @@ def scale(identifier: str, workers: int, store: str | None, as_json: bool) -> No
 @click.option("--force", is_flag=True, help="Also stop running work, and delete results.")
 @options.as_json
 def cleanup(identifier: str, store: str | None, force: bool, as_json: bool) -> None:
-    """Stop a session's workers and delete what it has stored, but for results."""
-    options.session_of(identifier, store, "a session is cleaned up as a whole: burst cleanup").cleanup(force=force)
+    """Stop a session's workers and delete what it has stored, but for results.
+
+    With --force and its id, also a session that is damaged, or that somebody without its key has written to.
+    """
+    try:
+        session = options.session_of(identifier, store, "a session is cleaned up as a whole: burst cleanup")
+        session.cleanup(force=force)
+    except CorruptObject as error:
+        if not keys.is_id(identifier) or not force:
+            raise type(error)(f"{error}. burst cleanup SESSION_ID --force deletes all of it, unread") from None
+        sweep(opened(store, {}), keys.session_of(identifier))
     options.show({"id": identifier, "force": force}, f"{identifier} is cleaned up", as_json)
 
 

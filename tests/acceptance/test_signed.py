@@ -385,6 +385,37 @@ def test_a_forged_entry_of_the_session_log_ends_workers_with_the_reason(scene, m
     assert any("refused it" in note for note in scene.session.status().notes)
 
 
+@pytest.mark.parametrize("what", ["an entry", "the manifest"])
+def test_a_session_that_somebody_has_written_to_can_still_be_removed(tmp_path, what):
+    url = str(tmp_path / "store")
+    burst = Session(url, workers=1, name="mine", progress=False, signed=True, **QUICK)
+    assert burst.compute(dask.delayed(sum)([1, 2])).result(timeout=60) == (3,)
+    agents = [agent.pid for agent in burst._link.fleet.processes()]
+    plain = open_store(url)
+    if what == "an entry":
+        sync.run(plain.put(keys.entry(keys.session_log(burst.id), burst._link.state.next), b"forged"))
+    else:  # it would have another key deleted, and other machines stopped
+        manifest = msgspec.structs.replace(burst._link.manifest, key="secretsmanager:eu-west-1:another")
+        sync.run(plain.put(keys.manifest(burst.id), encode(manifest)))
+
+    def cleanup(*words):
+        command = [sys.executable, "-m", "burst_dask.cli", "cleanup", *words, "--store", url]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    without_force = cleanup(burst.id)
+    assert without_force.returncode == 1
+    assert without_force.stderr.endswith("burst cleanup SESSION_ID --force deletes all of it, unread\n")
+    assert cleanup(burst.id, "--force").returncode == 0
+    assert agents and not any(map(psutil.pid_exists, agents))
+    assert Keyring().known(burst.id) == ""
+
+    async def left():
+        return [meta.key async for page in plain.list("") for meta in page]
+
+    assert sync.run(left()) == [keys.PROBED]
+    assert "no session" in cleanup(burst.id, "--force").stderr
+
+
 @pytest.mark.parametrize("what", ["plan", "log/00000/00000000"])
 def test_a_worker_leaves_what_it_does_not_trust_alone_and_goes_on_with_other_work(scene, marker, what):
     bad, good = (scene.session.compute(dask.delayed(large)(text)) for text in ("a", "b"))
