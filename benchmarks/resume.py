@@ -15,7 +15,7 @@ from hashlib import md5
 from typing import Any
 
 from burst_dask import Session
-from burst_dask.submission import Asked
+from burst_dask.client.submission import Asked
 
 
 def graph(tasks: int, what: str, last: str) -> dict[Any, Any]:

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from burst_dask import errors as errors
-    from burst_dask.collecting import TaskError as TaskError
-    from burst_dask.futures import Future as Future
-    from burst_dask.futures import as_completed as as_completed
-    from burst_dask.futures import wait as wait
-    from burst_dask.overview import list_sessions as list_sessions
-    from burst_dask.resuming import ResumeWarning as ResumeWarning
-    from burst_dask.run import Run as Run
-    from burst_dask.session import Session as Session
-    from burst_dask.session import attach as attach
+    from burst_dask.api.futures import Future as Future
+    from burst_dask.api.futures import as_completed as as_completed
+    from burst_dask.api.futures import wait as wait
+    from burst_dask.api.overview import list_sessions as list_sessions
+    from burst_dask.api.run import Run as Run
+    from burst_dask.api.session import Session as Session
+    from burst_dask.api.session import attach as attach
+    from burst_dask.client.collecting import TaskError as TaskError
+    from burst_dask.client.resuming import ResumeWarning as ResumeWarning
 
 __version__ = "0.1.0"
 
@@ -45,15 +45,15 @@ __all__ = [
 
 #: Imported when first used: workers import this package too, and need none of these.
 _MODULES = {
-    "Future": "burst_dask.futures",
-    "ResumeWarning": "burst_dask.resuming",
-    "Run": "burst_dask.run",
-    "Session": "burst_dask.session",
-    "TaskError": "burst_dask.collecting",
-    "as_completed": "burst_dask.futures",
-    "attach": "burst_dask.session",
-    "list_sessions": "burst_dask.overview",
-    "wait": "burst_dask.futures",
+    "Future": "burst_dask.api.futures",
+    "ResumeWarning": "burst_dask.client.resuming",
+    "Run": "burst_dask.api.run",
+    "Session": "burst_dask.api.session",
+    "TaskError": "burst_dask.client.collecting",
+    "as_completed": "burst_dask.api.futures",
+    "attach": "burst_dask.api.session",
+    "list_sessions": "burst_dask.api.overview",
+    "wait": "burst_dask.api.futures",
 }
 
 

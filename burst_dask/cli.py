@@ -81,7 +81,8 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="burst_dask", prog_name="burst")
-def main() -> None:
+@click.option("--signed", is_flag=True, envvar="BURST_SIGNED", help="Refuse sessions that are not signed.")
+def main(signed: bool) -> None:
     """Run Dask graphs on workers that need nothing but an object store."""
 
 

@@ -76,6 +76,10 @@ class Entropy:
         """Return `length` characters of `ALPHABET`; 12 of them carry 58 bits."""
         return "".join(self._random.choices(ALPHABET, k=length))
 
+    def secret(self, length: int = 32) -> bytes:
+        """Return `length` bytes for a key: nobody can guess them, unless a seed was asked for."""
+        return self._random.randbytes(length)
+
     def uniform(self, low: float, high: float) -> float:
         """Return a number in [low, high]."""
         return self._random.uniform(low, high)

@@ -28,11 +28,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from burst_dask.api.session import Session, attach
 from burst_dask.clock import SystemClock
 from burst_dask.errors import BurstError, WaitTimeout
 from burst_dask.fleet.local import LocalFleet
 from burst_dask.protocol.keys import SessionId, session_of
-from burst_dask.session import Session, attach
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -17,15 +17,18 @@ from burst_dask import sync
 from burst_dask.clock import Clock, SystemClock
 from burst_dask.errors import ConfigError, UnknownId
 from burst_dask.journal.heartbeats import Heartbeats, heartbeats
+from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys, policy
-from burst_dask.protocol.keys import RunId, WorkerId
+from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.shard import Phase, Shard
-from burst_dask.report import duration
+from burst_dask.report.tables import duration
 from burst_dask.store import Store, open_store
+from burst_dask.store.signing import key_in
 from burst_dask.testing.facts import Facts, SessionFacts, garbage, gather, gather_session
 from burst_dask.testing.invariants import CHECKS, violations_of
 from burst_dask.testing.needed import leftover
-from burst_dask.testing.reading import Violation
+from burst_dask.testing.reading import Violation, fetched, listed
+from burst_dask.trust.trusting import trusted
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ def _rules() -> list[str]:
     return [*numbers, *sorted(rules.difference(numbers, {"complete"})), "objects", "session log"]
 
 
-async def diagnose(store: Store, identifier: str, clock: Clock) -> Diagnosis:
-    """Check a run, or a session and all its runs.
+async def diagnose(store: Store, identifier: str, clock: Clock, signed: bool = False) -> Diagnosis:
+    """Check a run, or a session and all its runs; `signed` refuses one that is not signed.
 
     Raises
     ------
@@ -131,6 +134,8 @@ async def diagnose(store: Store, identifier: str, clock: Clock) -> Diagnosis:
         The store holds nothing of that id.
     StoreError
         The store does not answer.
+    KeyMissing, UntrustedObject
+        The session is signed, and its key is not here; or it is not the one that was opened.
 
     Examples
     --------
@@ -143,7 +148,11 @@ async def diagnose(store: Store, identifier: str, clock: Clock) -> Diagnosis:
 another store: pass --store
     """
     id = keys.session_of(identifier)
+    if (found := await trusted(store, id, signed=signed)) is not None:
+        store = found.store
     session = await gather_session(store, id)
+    if key_in(store, id) is not None:
+        session = replace(session, violations=(*session.violations, *await _unsigned(store, id)))
     seen = await heartbeats(store, id)
     folders = [keys.run_in(id, folder) for folder in await store.folders(keys.runs(id))]
     whole_session = identifier == id
@@ -157,6 +166,18 @@ another store: pass --store
     # One after another: all task records of a run are in memory at once.
     reports = [_report(await gather(store, run, session), liveness, store.url) for run in runs]
     return Diagnosis(identifier, session, len(liveness.alive), tuple(reports))
+
+
+async def _unsigned(store: Store, session: SessionId) -> list[Violation]:
+    """Look at what no rule is about, and yet is read of a signed session: what workers say, code, and marks."""
+    prefixes = (keys.workers(session), keys.session_prefix(session) + "code/", keys.differences(session))
+    names = [meta.key for prefix in prefixes for meta in await listed(store, prefix)]
+    for folder in await store.folders(keys.runs(session)):
+        run = keys.run_in(session, folder)
+        names += [keys.names(run), keys.complete(run)]
+    found: list[Violation] = []
+    await in_parallel(lambda name: fetched(store, name, found), names)
+    return found
 
 
 class _Liveness:
@@ -254,6 +275,7 @@ def command(context: click.Context, identifier: str, store: str | None, as_json:
     """
     if not keys.is_id(identifier):
         raise ConfigError(f"{identifier!r} is not the id of a run or session, such as 'k3w9x2mq.7gfh2y' or 'k3w9x2mq'")
-    found = sync.run(diagnose(open_store(store), identifier, SystemClock()))
+    signed = bool(context.find_root().params.get("signed", False))
+    found = sync.run(diagnose(open_store(store), identifier, SystemClock(), signed))
     click.echo(json.dumps(found.to_dict()) if as_json else str(found))
     context.exit(0 if found.healthy else 1)

@@ -13,7 +13,9 @@
     │   ├── StoreUnsuitable         it breaks a promise that the protocol rests on
     │   └── CorruptObject           an object is truncated, altered or of a newer format
     │       ├── TornObject              it is cut short or altered, as by a power loss
-    │       └── ResultDiscarded         an intermediate result was deleted when nobody needed it any more
+    │       ├── ResultDiscarded         an intermediate result was deleted when nobody needed it any more
+    │       └── UntrustedObject         an object of a signed session is not signed with its key
+    ├── KeyMissing              a session is signed, and its key is not here
     ├── GraphError              the graph cannot be stored: nothing was submitted
     │   ├── UnpicklableTask         a task or its arguments cannot be pickled
     │   └── UnsupportedGraph        the graph needs something that workers do not share
@@ -94,6 +96,25 @@ class TornObject(CorruptObject):
 
 class ResultDiscarded(CorruptObject):
     """An intermediate result was deleted when its last consumer had committed (`Settings.keep_intermediates`)."""
+
+
+class UntrustedObject(CorruptObject):
+    """What a signed session has stored is not signed with its key; nothing of it was unpickled.
+
+    It was altered, moved or cut, or written by somebody without the key.
+    """
+
+
+class KeyMissing(BurstError, LookupError):
+    """The session is signed, and its key is not here or may not be read; nothing of it was read.
+
+    Attributes
+    ----------
+    reference
+        Where it was looked for, as `burst_dask.trust.keyring` writes it.
+    """
+
+    reference: str = ""
 
 
 class GraphError(BurstError):

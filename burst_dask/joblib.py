@@ -21,11 +21,11 @@ import dask
 from joblib import register_parallel_backend
 from joblib._parallel_backends import ParallelBackendBase, SequentialBackend  # as distributed.joblib did
 
+from burst_dask.api.executor import SessionExecutor
+from burst_dask.api.futures import Future
+from burst_dask.api.session import Session
+from burst_dask.client.submission import UNKNOWN_THREADS
 from burst_dask.errors import ConfigError
-from burst_dask.executor import SessionExecutor
-from burst_dask.futures import Future
-from burst_dask.session import Session
-from burst_dask.submission import UNKNOWN_THREADS
 
 
 class BurstBackend(ParallelBackendBase):  # type: ignore[misc]

@@ -184,8 +184,8 @@ def alone(tmp_path: Path) -> Iterator[Session]:
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of calls are written when they are asked for, and not because time passes."""
-    monkeypatch.setattr("burst_dask.grouping.QUIET", 3600.0)
-    monkeypatch.setattr("burst_dask.grouping.MOST_WAIT", 3600.0)
+    monkeypatch.setattr("burst_dask.api.grouping.QUIET", 3600.0)
+    monkeypatch.setattr("burst_dask.api.grouping.MOST_WAIT", 3600.0)
 
 
 @pytest.fixture

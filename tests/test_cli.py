@@ -26,14 +26,13 @@ def attached(monkeypatch):
     def cleanup(*, force):
         calls.append(force)
 
-    def attach(identifier, store=None):
-        calls.append((identifier, store))
+    def attach(identifier, store=None, signed=False):
+        calls.append((identifier, store, *(["signed"] if signed else [])))
         if identifier == "nosuch":
             raise UnknownId("there is no session 'nosuch'; did you mean 'nosuck'?")
         return SimpleNamespace(status=lambda: status, cleanup=cleanup)
 
-    for module in ("looking", "options"):
-        monkeypatch.setattr(f"burst_dask.commands.{module}.attach", attach)
+    monkeypatch.setattr("burst_dask.commands.options.attach", attach)
     return calls
 
 
@@ -51,6 +50,13 @@ def test_status_as_json(attached):
     shown = run("status", "k3w9x2mq.7gfh", "--store", "memory://a", "--json")
     assert json.loads(shown.output) == {"total": 3, "done": 1}
     assert attached == [("k3w9x2mq.7gfh", "memory://a")]
+
+
+def test_signed_before_the_command_refuses_what_is_not(attached, monkeypatch):
+    run("--signed", "status", "k3w9x2mq", "--json")
+    monkeypatch.setenv("BURST_SIGNED", "1")
+    run("status", "k3w9x2mq", "--json")
+    assert attached == [("k3w9x2mq", None, "signed")] * 2
 
 
 def test_cleanup_passes_force_on(attached):

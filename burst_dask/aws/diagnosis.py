@@ -260,13 +260,9 @@ def _quotas(clients: Clients, question: Question) -> Iterator[Finding]:
     for launch_type, spot in QUOTAS:
         quota = read_quota(clients, launch_type, spot)
         if quota.value is None:
-            yield Finding("note", "quotas", f"{quota.what}: not known")
+            yield Finding("note", "quotas", str(quota))
             continue
-        text = f"{quota.what}: {quota.value:g} vCPU at a time"
-        more = (
-            f"; ask for more: `aws service-quotas request-service-quota-increase --service-code {quota.service} "
-            f"--quota-code {quota.code} --desired-value {_desired(question)}`, which may take a day"
-        )
+        text, more = str(quota), f"; ask for more: {quota.request(_desired(question))}, which may take a day"
         if (launch_type, spot) != asked:
             yield Finding("ok", "quotas", text)
         elif quota.value < question.cpus:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from burst_dask.aws import secrets
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.aws.stack import SESSION_TAG, Stack
@@ -49,7 +50,7 @@ def secret_name(stack: str, session: SessionId) -> str:
     >>> secret_name("team-a", SessionId("k3w9x2mq"))
     'team-a/isolated/k3w9x2mq'
     """
-    return f"{stack}/isolated/{session}"
+    return secrets.secret_name(stack, session, isolated=True)
 
 
 def role_arn(stack: Stack, session: SessionId) -> str:
@@ -124,6 +125,7 @@ def _healing(stack: Stack, session: SessionId, ecs: str) -> list[dict[str, Any]]
         _allow("ecs:RunTask", f"{ecs}:task-definition/{stack.name}-worker-*", cluster | asked),
         _allow(["ecs:DescribeTasks", "ecs:StopTask"], tasks, there),
         _allow("ecs:ListTasks", "*", cluster),
+        _allow(["servicequotas:GetServiceQuota", "servicequotas:GetAWSDefaultServiceQuota"], "*"),
         _allow(
             "ecs:TagResource",
             tasks,

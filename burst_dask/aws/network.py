@@ -87,7 +87,7 @@ def choose_network(
         raise ConfigError(
             f"from {', '.join(lost)} no image can be fetched: there is no route to an internet gateway or a NAT, and "
             f"no endpoint of ECR. Choose others by --subnets, or pass --private-endpoints (about 7 USD a month for "
-            f"each of six endpoints in each zone). {_UNCHANGED}"
+            f"each of seven endpoints in each zone). {_UNCHANGED}"
         )
     zones = [subnet.zone for subnet in chosen]
     if private_endpoints and len(set(zones)) < len(zones):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,12 @@ PRICE_LIST_REGION = "us-east-1"
 #: Most other regions cost up to a third more.
 TABLE = {"x86_64": (0.04048, 0.004445), "arm64": (0.03238, 0.00356)}
 TABLE_DATE = "November 2026, us-east-1"
+#: The Price List has no prices of Fargate Spot, which change with what is free, and no other API has: the page that
+#: shows them to people reads a file of its own, which nobody has promised to be there or to be right tomorrow. A limit
+#: of costs must hold, so that such workers count as what they cost at most.
+SPOT_NOTE = "at most: Fargate Spot costs up to 70 % less, which no API of AWS tells exactly"
+#: What may come before a usage type: a region. Other kinds have more of it, such as USE1-SpotUsage-Fargate-GB-Hours.
+_REGION = re.compile(r"([A-Z0-9]+-)?")
 #: What usage types of Fargate end with.
 _FARGATE = {
     "x86_64": ("Fargate-vCPU-Hours:perCPU", "Fargate-GB-Hours"),
@@ -36,7 +43,7 @@ class Price(NamedTuple):
 def of_fargate(clients: Clients, size: Size, arch: str) -> Price:
     """Return what a worker of a size costs on Fargate.
 
-    On Spot it costs less, up to 70 %; AWS tells nobody how much, so this is what it costs at most.
+    On Spot it costs less, and this is what it costs at most (`SPOT_NOTE`).
 
     Parameters
     ----------
@@ -103,7 +110,7 @@ def _listed(clients: Clients, service: str, wanted: Mapping[str, str]) -> list[d
 
 
 def _rate(products: Iterable[dict[str, Any]], usage: str) -> float | None:
-    """Return the USD an hour, without any commitment, of the product whose usage type ends so.
+    """Return the USD an hour, without any commitment, of the product of a usage type, whatever its region.
 
     >>> dimension = {"unit": "Hrs", "pricePerUnit": {"USD": "0.0960000000"}}
     >>> terms = {"OnDemand": {"t": {"priceDimensions": {"d": dimension}}}}
@@ -112,7 +119,7 @@ def _rate(products: Iterable[dict[str, Any]], usage: str) -> float | None:
     """
     for product in products:
         told = product["product"]["attributes"].get("usagetype", "")
-        if told != usage and not told.endswith(f"-{usage}"):
+        if not told.endswith(usage) or not _REGION.fullmatch(told.removesuffix(usage)):
             continue
         for term in product.get("terms", {}).get("OnDemand", {}).values():
             for dimension in term["priceDimensions"].values():

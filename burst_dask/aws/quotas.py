@@ -28,6 +28,17 @@ class Quota:
         """
         return self.value is None or workers * cpus <= self.value
 
+    def __str__(self) -> str:
+        return f"{self.what}: not known" if self.value is None else f"{self.what}: {self.value:g} vCPU at a time"
+
+    def request(self, vcpus: float | None = None) -> str:
+        """Return the command that asks for so many processors; by default for many, and twice as many as there are."""
+        more = vcpus or max(256.0, 2 * (self.value or 0.0))
+        return (
+            f"`aws service-quotas request-service-quota-increase --service-code {self.service} "
+            f"--quota-code {self.code} --desired-value {more:g}`"
+        )
+
 
 #: By launch type and whether on Spot. Those of EC2 are for the families A, C, D, H, I, M, R, T and Z.
 QUOTAS = {

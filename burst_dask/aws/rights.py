@@ -10,6 +10,7 @@ from typing import Any
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import explained
 from burst_dask.aws.isolation import role_path
+from burst_dask.aws.secrets import secret_name
 from burst_dask.aws.stack import Stack, repository_name
 from burst_dask.errors import AccessDenied, CloudError
 
@@ -40,6 +41,7 @@ def rights_of(clients: Clients, stack: Stack) -> tuple[Right, ...]:
     logs = f"{arn}:logs:{here}:log-group:{stack.log_group}:*"
     bucket = f"{arn}:s3:::{stack.bucket}"
     objects = f"{bucket}/{stack.prefix}/*"
+    keys = f"{arn}:secretsmanager:{here}:secret:{secret_name(stack.name, '')}*"
     repository = f"{arn}:ecr:{here}:repository/{repository_name(stack.repository)}"
     return (
         Right("s3:ListBucket", bucket, "sessions"),
@@ -63,6 +65,10 @@ def rights_of(clients: Clients, stack: Stack) -> tuple[Right, ...]:
         Right("ec2:DescribeSpotPriceHistory", "*", "prices of Spot", needed=False),
         Right("pricing:GetProducts", "*", "prices of today", needed=False),
         Right("servicequotas:GetServiceQuota", "*", "quotas", needed=False),
+        *(
+            Right(f"secretsmanager:{action}", keys, "signed=True", needed=False)
+            for action in ("CreateSecret", "TagResource", "GetSecretValue", "DeleteSecret")
+        ),
         Right("ecs:DescribeClusters", cluster, "burst doctor aws", needed=False),
         *(_of_key(stack.kms_key) if stack.kms_key else ()),
         *(_of_isolation(arn, clients.account, stack) if stack.boundary else ()),
@@ -181,6 +187,9 @@ def _harmless(clients: Clients, stack: Stack) -> dict[str, Callable[[], Any]]:
         ),
         "logs:GetLogEvents": lambda: logs.get_log_events(logGroupName=stack.log_group, logStreamName="none"),
         "logs:FilterLogEvents": lambda: logs.filter_log_events(logGroupName=stack.log_group, limit=1),
+        "secretsmanager:GetSecretValue": lambda: clients.client("secretsmanager").get_secret_value(
+            SecretId=secret_name(stack.name, "none")
+        ),
         "ec2:DescribeInstanceTypes": lambda: ec2.describe_instance_types(DryRun=True),
         "ec2:DescribeSpotPriceHistory": lambda: ec2.describe_spot_price_history(DryRun=True),
     }

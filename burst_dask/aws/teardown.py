@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from burst_dask import sync
-from burst_dask.aws import isolation, schedule
+from burst_dask.aws import isolation, schedule, secrets
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.events import Event, events_of, failure, wait_for
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.aws.setup import bucket_region
 from burst_dask.aws.stack import SESSION_TAG, STACK_TAG, Stack, describe, read_stack, repository_name
 from burst_dask.clock import Clock
-from burst_dask.errors import CloudError, ConfigError, WaitTimeout
+from burst_dask.errors import AccessDenied, CloudError, ConfigError, WaitTimeout
 
 _UNCHANGED = "Nothing was removed"
 _STOPPED = "The tasks were stopped, and the stack is still there"
@@ -35,6 +35,19 @@ class Removal:
     running: dict[str, int]
     #: whether a stack of this name made the bucket, so that it may be deleted
     owns_bucket: bool
+    #: names of secrets with keys of signed sessions; None when they may not be listed
+    keys: tuple[str, ...] | None = ()
+
+    @property
+    def told_keys(self) -> str:
+        """What a person should know of keys of signed sessions; empty without any."""
+        if self.keys is None:
+            return "Whether keys of signed sessions are in Secrets Manager is not known: you may not list secrets"
+        if not self.keys:
+            return ""
+        count = f"{len(self.keys)} keys" if len(self.keys) > 1 else "the key"
+        sessions = "signed sessions" if len(self.keys) > 1 else "a signed session"
+        return f"{count} of {sessions} in Secrets Manager"
 
 
 def look(clients: Clients, name: str) -> Removal | None:
@@ -46,7 +59,7 @@ def look(clients: Clients, name: str) -> Removal | None:
     tasks = list(running_tasks(clients, stack.cluster)) if stack.cluster else []
     sessions = Counter(_session(task) for task in tasks if not schedule.is_its(task, stack))
     owns = bool(stack.bucket) and _owns(clients, stack)
-    return Removal(stack, str(found["StackId"]), dict(sessions), owns)
+    return Removal(stack, str(found["StackId"]), dict(sessions), owns, _keys(clients, name))
 
 
 def remove(
@@ -58,7 +71,7 @@ def remove(
     data: bool = False,
     stop: bool = False,
 ) -> None:
-    """Remove a stack, its images, and with `data` its bucket and all that lies in it.
+    """Remove a stack, its images, and with `data` its bucket, all that lies in it, and keys of its signed sessions.
 
     Parameters
     ----------
@@ -98,6 +111,8 @@ def remove(
         raise failure(events_of(clients, removal.stack_id), f"the stack {stack.name} was not removed", kept)
     if data:
         delete_bucket(clients, stack.bucket)
+        for key in removal.keys or ():  # without which nobody could read what they have signed
+            secrets.delete(clients, key)
 
 
 def running_tasks(clients: Clients, cluster: str) -> Iterator[dict[str, Any]]:
@@ -170,6 +185,14 @@ def delete_bucket(clients: Clients, bucket: str) -> None:
                     raise CloudError(f"{failed['Key']} was not deleted: {failed.get('Message')}. {kept}")
     with explained("s3:DeleteBucket", bucket, kept):
         s3.delete_bucket(Bucket=bucket)
+
+
+def _keys(clients: Clients, name: str) -> tuple[str, ...] | None:
+    """Return the names of secrets with keys of a stack's sessions; None when they may not be listed."""
+    try:
+        return tuple(secrets.of_stack(clients, name))
+    except AccessDenied:
+        return None
 
 
 def _session(task: dict[str, Any]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 from dask.utils import parse_timedelta
 
+from burst_dask.api.healing import heal_all
+from burst_dask.api.places import opened
 from burst_dask.commands import options
 from burst_dask.errors import ConfigError
-from burst_dask.healing import heal_all
-from burst_dask.places import opened
-from burst_dask.session import attach
+from burst_dask.report.tables import duration
 
 
 @click.command()
@@ -20,7 +20,7 @@ from burst_dask.session import attach
 def cancel(identifier: str, store: str | None, force: bool, as_json: bool) -> None:
     """Cancel a run, or all runs of a session."""
     # None: a session, of which nobody looks whether anything was left to cancel
-    was_left = attach(identifier, store=store).cancel(force=force)
+    was_left = options.attached(identifier, store).cancel(force=force)
     said = f"{identifier} had nothing left to cancel" if was_left is False else f"{identifier} is cancelled"
     options.show({"id": identifier, "cancelled": was_left is not False}, said, as_json)
 
@@ -36,10 +36,7 @@ def extend(identifier: str, duration: str | None, store: str | None, max_cost: f
 
     An hour if neither is given.
     """
-    try:
-        seconds = None if duration is None else float(parse_timedelta(duration))
-    except (ValueError, KeyError):
-        raise ConfigError(f"{duration!r} is not a duration; write it as 90m, 2h, 3d or 7200 (seconds)") from None
+    seconds = _seconds(duration)
     session = options.session_of(identifier, store, "a session is extended as a whole: burst extend")
     until = session.extend(seconds, max_cost=max_cost)
     data = {"id": identifier, "deadline": until and until.timestamp(), "max_cost": max_cost}
@@ -48,17 +45,28 @@ def extend(identifier: str, duration: str | None, store: str | None, max_cost: f
     options.show(data, f"{identifier} {said}", as_json)
 
 
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(parse_timedelta(text))
+    except (ValueError, KeyError):
+        raise ConfigError(f"{text!r} is not a duration; write it as 90m, 2h, 3d or 7200 (seconds)") from None
+
+
 @click.command()
 @options.identifier
 @click.argument("minimum", type=click.IntRange(min=0))
 @click.argument("maximum", type=click.IntRange(min=1))
+@click.option("--within", metavar="DURATION", help="In which what waits should be done, such as 90m or 2h.")
 @options.store
 @options.as_json
-def adapt(identifier: str, minimum: int, maximum: int, store: str | None, as_json: bool) -> None:
+def adapt(identifier: str, minimum: int, maximum: int, within: str | None, store: str | None, as_json: bool) -> None:
     """Have MINIMUM to MAXIMUM workers of a session, as many as the work is worth."""
-    options.session_of(identifier, store, "workers work for a session: burst adapt").adapt(minimum, maximum)
-    data = {"id": identifier, "minimum": minimum, "maximum": maximum}
-    options.show(data, f"{identifier} has {minimum} to {maximum} workers", as_json)
+    seconds = _seconds(within)
+    session = options.session_of(identifier, store, "workers work for a session: burst adapt")
+    session.adapt(minimum, maximum, within=seconds)
+    data = {"id": identifier, "minimum": minimum, "maximum": maximum, "within": seconds}
+    said = "" if seconds is None else f", for what waits to be done in {duration(seconds)}"
+    options.show(data, f"{identifier} has {minimum} to {maximum} workers{said}", as_json)
 
 
 @click.command()

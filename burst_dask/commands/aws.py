@@ -157,6 +157,9 @@ def teardown_aws(
     bucket = removal.stack.bucket
     what = f"the bucket {bucket} with the data of all sessions" if data else f"not the bucket {bucket}"
     _say(f"This removes the stack {stack} in {clients.region} with its images and logs, and {what}.", quiet=as_json)
+    if keys := removal.told_keys:
+        fate = "" if removal.keys is None else " are deleted, too" if data else f" stay with it, {_KEYS_COST}"
+        _say(f"{keys}{fate}.", quiet=as_json)
     if not (yes or click.confirm("Do it?", err=as_json)):
         _say("Nothing was removed", quiet=as_json)
         return
@@ -191,6 +194,10 @@ def doctor_aws(
     context.exit(0 if found.healthy else 1)
 
 
+#: What keys cost that stay, and what ends that.
+_KEYS_COST = "at 0.40 USD a month each; --data deletes them, and so does `burst cleanup --force` of a session"
+
+
 def _options(options: dict[str, Any]) -> dict[str, str]:
     """Return the parameters of the template that were given."""
     found = {name.removeprefix("p_"): value for name, value in options.items() if name.startswith("p_")}
@@ -217,7 +224,7 @@ def _described(plan: Plan, clients: Clients) -> str:
         f"Workers: in {plan.parameters.get('Subnets')}, {public} public addresses, and nobody can connect to them"
     )
     if plan.parameters.get("PrivateEndpoints") == "true":
-        told.append("Private endpoints cost about 7 USD a month, for each of six in each zone, from now on")
+        told.append("Private endpoints cost about 7 USD a month, for each of seven in each zone, from now on")
     if looks := schedule.told(clients, plan.parameters):
         told.append(looks)
     if plan.kind == "CREATE":

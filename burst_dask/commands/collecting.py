@@ -10,10 +10,9 @@ from pathlib import Path
 import click
 import cloudpickle
 
-from burst_dask.collecting import Collected, TaskError
+from burst_dask.client.collecting import Collected, TaskError
 from burst_dask.commands import options
 from burst_dask.errors import BurstError, ConfigError, FleetError, RunCancelled, SessionEnded, WaitTimeout
-from burst_dask.session import attach
 
 #: Exit code when some tasks failed or have no outcome yet; what is done is written all the same.
 INCOMPLETE = 1
@@ -66,7 +65,7 @@ def _collected(
     identifier: str, store: str | None, wait: bool, timeout: float | None
 ) -> tuple[Collected, BurstError | None]:
     """Return what is done, and why no more of it was waited for."""
-    there = attach(identifier, store=store)
+    there = options.attached(identifier, store)
     try:
         return there.collect(wait=wait, timeout=timeout), None
     except WaitTimeout as error:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 import click
 
 from burst_dask import sync
+from burst_dask.api.run import Run
+from burst_dask.api.session import Session
+from burst_dask.client.tasklogs import Follower, LogRecord, TaskLog
 from burst_dask.commands import options
 from burst_dask.protocol.keys import RunId
-from burst_dask.run import Run
-from burst_dask.session import Session, attach
-from burst_dask.tasklogs import Follower, LogRecord, TaskLog
 
 
 @click.command()
@@ -44,7 +44,7 @@ def logs(
             options.session_of(identifier, store, "workers work for a session: burst logs"), worker, as_json
         )
         return
-    found = attach(identifier, store=store)
+    found = options.attached(identifier, store)
     if key is not None:
         if not isinstance(found, Run):
             raise click.UsageError(f"--key needs the id of a run, and {identifier} is a session")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
+from burst_dask.api.overview import list_sessions
 from burst_dask.commands import options
-from burst_dask.overview import list_sessions
-from burst_dask.session import attach
 
 
 @click.command()
@@ -25,7 +24,7 @@ def ls(store: str | None, details: int, as_json: bool) -> None:
 @options.as_json
 def status(identifier: str, store: str | None, as_json: bool) -> None:
     """Show how far a run or a session is."""
-    found = attach(identifier, store=store).status()
+    found = options.attached(identifier, store).status()
     options.show(found.to_dict(), found, as_json)
 
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from burst_dask.api.run import Run
+from burst_dask.api.session import Session, attach
 from burst_dask.errors import ConfigError
 from burst_dask.protocol import keys
-from burst_dask.run import Run
-from burst_dask.session import Session, attach
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,9 +46,19 @@ def show(data: Any, table: Any, as_json: bool) -> None:
         click.echo(str(table))
 
 
+def only_signed() -> bool:
+    """Tell whether ``burst --signed`` was said, which refuses sessions that are not."""
+    return bool(click.get_current_context().find_root().params.get("signed", False))
+
+
+def attached(identifier: str, store: str | None) -> Any:
+    """Return what is meant: a run or a session."""
+    return attach(identifier, store=store, signed=only_signed())
+
+
 def session_of(identifier: str, store: str | None, what: str) -> Session:
     """Return the session that is meant; refuse a run, of which `what` says why."""
-    found: Run | Session = attach(identifier, store=store)
+    found: Run | Session = attached(identifier, store)
     if isinstance(found, Run):  # which the id alone does not tell: a name may have a dot in it
         raise ConfigError(f"{identifier} is a run; {what} {keys.session_of(identifier)}")
     return found
@@ -56,7 +66,7 @@ def session_of(identifier: str, store: str | None, what: str) -> Session:
 
 def run_of(identifier: str, store: str | None, what: str) -> Run:
     """Return the run that is meant; refuse a session, of which `what` says why."""
-    found: Run | Session = attach(identifier, store=store)
+    found: Run | Session = attached(identifier, store)
     if isinstance(found, Session):
         runs = [run.id for run in found.status().runs]
         which = f"its runs are {', '.join(runs[-10:])}" if runs else "it has no run"

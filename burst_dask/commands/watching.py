@@ -15,7 +15,6 @@ from burst_dask import sync
 from burst_dask.clock import Clock, SystemClock
 from burst_dask.commands import options
 from burst_dask.errors import StoreUnavailable
-from burst_dask.session import attach
 
 #: Seconds between looks.
 INTERVAL = 2.0
@@ -35,7 +34,7 @@ def watch(identifier: str, store: str | None, interval: float, as_json: bool) ->
     each change is a JSON object. Exit codes: 0 all tasks have results, 1 some failed, were cancelled,
     or will not be done.
     """
-    watched = attach(identifier, store=store)
+    watched = options.attached(identifier, store)
     last = None
     with _view(as_json) as update:
         for status in _statuses(watched, SystemClock(), interval):

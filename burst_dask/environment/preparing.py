@@ -88,8 +88,8 @@ async def fetch_code(store: Store, session: SessionId, digest: str, folder: Path
     if ready.is_dir():
         return ready
     key = keys.code(session, digest)
-    data = await store.get(key)
     try:
+        data = await store.get(key)
         if data is None:
             raise CorruptObject(f"{key}: there is no such object; the session was cleaned up")
         folder.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ def imported(packages: Iterable[str], modules: Iterable[str]) -> tuple[str, ...]
 
     Examples
     --------
-    >>> imported(["burst-dask", "dask", "pandas"], ["burst_dask.session", "dask", "os"])
+    >>> imported(["burst-dask", "dask", "pandas"], ["burst_dask.api.session", "dask", "os"])
     ('burst-dask', 'dask')
     """
     roots = {canonicalize_name(module.partition(".")[0]) for module in modules}

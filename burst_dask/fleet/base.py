@@ -28,20 +28,8 @@ class Fleet(Protocol):
     A fleet stops only workers that it, or an earlier client of the same session, has started.
     """
 
-    def start(self, count: int) -> None:
-        """Start `count` workers and return without waiting until they are ready.
-
-        Raises
-        ------
-        FleetError
-            They could not be started; the message says what to do.
-        """
-
-    def ensure(self, workers: int) -> int:
-        """Start what is missing to `workers`; return how many that were."""
-
     def reduce(self, workers: int) -> None:
-        """Have at most that many; those that end hand over their work. May end all, for `ensure` to start anew."""
+        """Have at most that many; those that end hand over their work. May end all, for others to be started."""
 
     def alive(self) -> int:
         """Return how many workers run."""
@@ -54,6 +42,20 @@ class Fleet(Protocol):
 
     def describe(self) -> str:
         """Say in one line what runs and where its logs are."""
+
+
+@runtime_checkable
+class Ensuring(Protocol):
+    """A fleet of machines that are there anyway: whoever looks starts what is missing, since too many cost nothing."""
+
+    def ensure(self, workers: int) -> int:
+        """Start what is missing to `workers`; return how many that were. It does not wait until they are ready.
+
+        Raises
+        ------
+        FleetError
+            They could not be started; the message says what to do.
+        """
 
 
 @runtime_checkable

@@ -20,7 +20,11 @@ from distributed.client import default_client
 from burst_dask.errors import ConfigError, FleetError
 from burst_dask.fleet.local import LocalFleet
 from burst_dask.protocol.keys import SessionId
+from burst_dask.store import Key
+from burst_dask.trust.keyring import write_key
 
+#: Name of the file beside a worker of the cluster that has the key of a signed session.
+KEY_FILE = "key"
 #: Seconds to wait for the scheduler of a cluster, and for an answer of its workers.
 CONNECT = 20.0
 
@@ -60,12 +64,25 @@ class ClusterFleet:
         Threads of each worker.
     memory_limit
         Bytes for each worker; None shares out what the cluster's worker may use.
+    key
+        Of a signed session: it goes to the cluster's workers in messages of the cluster, and lies there in a file.
     """
 
+    #: seconds until a worker that is started works
+    boot = LocalFleet.boot
+
     def __init__(
-        self, session: SessionId, store_url: str, address: str, *, threads: int = 1, memory_limit: int | None = None
+        self,
+        session: SessionId,
+        store_url: str,
+        address: str,
+        *,
+        threads: int = 1,
+        memory_limit: int | None = None,
+        key: Key | None = None,
     ) -> None:
         self._session = session
+        self._key = key
         self._address = address
         self._known: Client | None = None
         self._arguments: dict[str, Any] = {
@@ -74,12 +91,6 @@ class ClusterFleet:
             "threads": threads,
             "memory_limit": memory_limit,
         }
-
-    def start(self, count: int) -> None:
-        """Start `count` workers, where the fewest are."""
-        if count < 0:
-            raise ConfigError(f"{count} workers cannot be started")
-        self._start(count, self._counts(), -1)
 
     async def counted(self) -> dict[int, int]:
         """Return how many workers run or are about to, by the number of their start; others under -1."""
@@ -92,7 +103,7 @@ class ClusterFleet:
         """Return 0: workers on machines that are there anyway may be started again at any time."""
         return 0
 
-    async def begin(self, number: int, workers: int) -> None:
+    async def begin(self, number: int, workers: int, still: Callable[[], bool] = lambda: True) -> None:
         """Start workers as start `number`."""
         await asyncio.to_thread(lambda: self._start(workers, self._counts(), number))
 
@@ -160,7 +171,7 @@ class ClusterFleet:
 
     def _start(self, count: int, counts: Mapping[str, int], number: int) -> None:
         for address, share in spread(count, counts).items():
-            self._run(_start, workers=[address], count=share, number=number)
+            self._run(_start, workers=[address], count=share, number=number, key=self._key)
 
     def _run(self, function: Callable[..., Any], workers: list[str] | None = None, **arguments: Any) -> dict[str, Any]:
         """Call `function` beside the cluster's workers; return what it answers, by their addresses."""
@@ -197,15 +208,21 @@ def spread(count: int, there: Mapping[str, int]) -> dict[str, int]:
 # ---------------------------------------------------------------------------- beside a worker of the cluster
 
 
-def _beside(worker: Worker, session: SessionId, memory_limit: int | None, **arguments: Any) -> LocalFleet:
+def _beside(
+    worker: Worker, session: SessionId, memory_limit: int | None, key: Key | None = None, **arguments: Any
+) -> LocalFleet:
     """Return the fleet beside a worker of the cluster; it ends with this process."""
+    directory = Path(worker.local_directory) / "burst_dask" / session
+    if key is not None:
+        write_key(directory / KEY_FILE, key)
     return LocalFleet(
         session,
         **arguments,
         memory_limit=memory_limit,
         memory=worker.memory_manager.memory_limit,
-        directory=Path(worker.local_directory) / "burst_dask" / session,
+        directory=directory,
         tied=True,
+        key=str(directory / KEY_FILE) if key is not None else "",
     )
 
 
@@ -213,7 +230,7 @@ def _beside(worker: Worker, session: SessionId, memory_limit: int | None, **argu
 
 
 async def _start(dask_worker: Worker, count: int, number: int, **arguments: Any) -> None:
-    await asyncio.to_thread(_beside(dask_worker, **arguments).start, count, number)
+    await asyncio.to_thread(lambda: _beside(dask_worker, **arguments).start(count, number))
 
 
 async def _slots(dask_worker: Worker, **arguments: Any) -> dict[int, int]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from burst_dask.clock import Entropy
@@ -28,6 +29,9 @@ class InProcessFleet:
     threads
         Threads of each worker.
     """
+
+    #: seconds until a worker that is started works
+    boot = 0.1
 
     def __init__(self, session: SessionId, store: Store, *, threads: int = 1) -> None:
         self._session = session
@@ -59,7 +63,7 @@ class InProcessFleet:
         self.alive()
         return dict(Counter(worker.number for worker in self._workers if worker.counts))
 
-    async def begin(self, number: int, workers: int) -> None:
+    async def begin(self, number: int, workers: int, still: Callable[[], bool] = lambda: True) -> None:
         self.start(workers, number)
 
     async def resting(self) -> int:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,10 +66,14 @@ class LocalFleet:
         What workers get besides this process's own environment.
     tied
         Whether the workers end with this process.
+    key
+        Where the key of a signed session is (`burst_dask.trust.keyring`); empty for one that is not.
     """
 
     #: the module that an agent runs; tests put a stand-in here
     agent = AGENT
+    #: seconds until a worker that is started works: it imports Dask
+    boot = 2.0
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class LocalFleet:
         memory: int | None = None,
         environment: Mapping[str, str] | None = None,
         tied: bool = False,
+        key: str = "",
     ) -> None:
         self.directory = directory or fleets_directory() / session
         self._session = session
@@ -90,6 +95,7 @@ class LocalFleet:
         self._memory_limit = memory_limit
         self._memory = memory
         self._tied = tied
+        self._key = key
         self._environment = dict(environment or {})
         self._entropy = Entropy()
         self._clock = SystemClock()
@@ -131,7 +137,7 @@ class LocalFleet:
         """Return 0: workers on machines that are there anyway may be started again at any time."""
         return 0
 
-    async def begin(self, number: int, workers: int) -> None:
+    async def begin(self, number: int, workers: int, still: Callable[[], bool] = lambda: True) -> None:
         """Start workers as start `number`."""
         await asyncio.to_thread(self.start, workers, number)
 
@@ -231,6 +237,7 @@ class LocalFleet:
             spill_directory=str(self.directory / "spill"),
             agent=self.agent,
             parent=os.getpid() if self._tied else 0,
+            key=self._key,
         )
         command = [
             sys.executable,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from dask._task_spec import GraphNode, TaskRef
@@ -11,9 +11,9 @@ from burst_dask import sync
 from burst_dask.errors import RunCancelled, UnknownId
 from burst_dask.journal import across
 from burst_dask.journal.view import RunView
-from burst_dask.protocol.keys import RunId
+from burst_dask.protocol.keys import RunId, SessionId, session_of
 from burst_dask.serialize import load_failure, loads
-from burst_dask.store import open_store
+from burst_dask.store import Store, open_store
 
 
 class Captured(TaskRef):  # type: ignore[misc]
@@ -87,9 +87,26 @@ _KEPT = 8
 _views: dict[tuple[str, RunId], RunView] = {}
 
 
+async def _open(url: str, session: SessionId) -> Store:
+    return open_store(url)
+
+
+#: Opens a store for what a session has left in it; `burst_dask.trust.trusting` brings one that knows keys of signed
+#: sessions.
+_opener: Callable[[str, SessionId], Awaitable[Store]] = _open
+
+
+def open_with(opener: Callable[[str, SessionId], Awaitable[Store]]) -> None:
+    """Have stores opened by `opener`, which takes a URL and a session."""
+    global _opener  # noqa: PLW0603 - one for the process
+    _opener = opener
+
+
 async def _read(node: Stored) -> Any:
     """Return the result, or raise the task's error; wait for it if need be."""
-    view = _views.get((node.store, node.run)) or await RunView.open(open_store(node.store), node.run)
+    view = _views.get((node.store, node.run))
+    if view is None:
+        view = await RunView.open(await _opener(node.store, session_of(node.run)), node.run)
     if view is None:
         raise UnknownId(f"{node!r} lies in {node.store}, which holds no such run any more: it was cleaned up")
     outcome = view.outcome(node.number)

@@ -28,7 +28,7 @@ async def open_others(
     known = known or {}
 
     async def other(run: RunId) -> RunView:
-        found = known.get(run) or await RunView.open(view.store, run)
+        found = known.get(run) or await type(view).open(view.store, run)
         if found is None:
             raise CorruptObject(f"{keys.plan(run)}: run {view.run} depends on it, and it is gone")
         return found

@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from burst_dask.errors import CorruptObject, ProtocolError, ResultDiscarded
 from burst_dask.journal import log
@@ -88,7 +88,7 @@ class RunView:
         self.others: dict[RunId, RunView] = {}
 
     @classmethod
-    async def open(cls, store: Store, run: RunId) -> RunView | None:
+    async def open(cls, store: Store, run: RunId) -> Self | None:
         """Return the view of `run`, or None when the store holds no such run."""
         key = keys.plan(run)
         data = await store.get(key)

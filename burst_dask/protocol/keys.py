@@ -5,7 +5,7 @@
     probe-v1                                     the store has passed the probe
     probe/<token>                                what the probe tries, and deletes (`burst_dask.store.probe`)
     sessions/<session>                           manifest; its listing is the list of sessions
-    over/<session>                               nobody needs to start workers for it (`burst_dask.healing`)
+    over/<session>                               nobody needs to start workers for it (`burst_dask.api.healing`)
     s/<session>/log/<n>                          session log
     s/<session>/clock                            written to read the store's clock
     s/<session>/workers/<worker>/beat            heartbeat, rewritten

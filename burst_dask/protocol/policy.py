@@ -28,6 +28,8 @@ NEARLY = 1.5
 #: Times a second that all idle workers together look for work: with a handful of requests each that is
 #: well below what one prefix takes (5,500 GET a second).
 TOGETHER = 160
+#: Times a second that all workers of a large fleet together look into the session log at most: one GET each.
+FOLLOWED_TOGETHER = 1000
 #: Longest pause between two tries of a task, in seconds.
 RETRY_LONGEST = 60.0
 #: Finished results of this many bytes are committed without waiting for more.
@@ -94,12 +96,13 @@ def attached_poll(low: float, high: float, workers: int) -> float:
     """Return the seconds between looks of one idle worker into the session log, of `workers` in all.
 
     Whoever looks first begins the work, so together they look every `low` seconds, however many
-    they are; each looks at least every `high`.
+    they are; each looks at least every `high`, unless they are so many that it would be more than
+    `FOLLOWED_TOGETHER` a second: every 2 s, ten thousand would send nearly all that one prefix takes.
 
-    >>> attached_poll(0.05, 2.0, 4), attached_poll(0.05, 2.0, 1000)
-    (0.2, 2.0)
+    >>> attached_poll(0.05, 2.0, 4), attached_poll(0.05, 2.0, 1000), attached_poll(0.05, 2.0, 10_000)
+    (0.2, 2.0, 10.0)
     """
-    return min(high, low * max(1, workers))
+    return max(min(high, low * max(1, workers)), workers / FOLLOWED_TOGETHER)
 
 
 def after_work(idle: float, quick: float, seldom: float) -> float:

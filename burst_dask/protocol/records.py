@@ -339,6 +339,9 @@ class Manifest(Record, frozen=True, tag="manifest", kw_only=True):
     settings: dict[str, Any]
     environment: Environment = Environment()
     fleet: FleetChoice = FleetChoice()
+    #: where the key is by which the session's objects are signed (`burst_dask.trust.keyring`), and never the key
+    #: itself: ``"file"``, or ``"secretsmanager:<region>:<name>"``; ``""`` when they are not signed
+    key: str = ""
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -376,8 +379,8 @@ class Ended(Record, frozen=True, tag="ended", kw_only=True):
     worker: WorkerId
     #: ``"idle"``, ``"closed"``, ``"expired"``, ``"halted"`` (the session's money is spent), ``"stopped"`` (SIGTERM),
     #: ``"stuck"`` (its threads run what was given up), ``"killed"`` (it ran a task that was cancelled by force),
-    #: ``"died"``, ``"refused"`` (its versions do not fit) or ``"unprepared"`` (code or packages could not be put in
-    #: place)
+    #: ``"died"``, ``"refused"`` (its versions do not fit), ``"unprepared"`` (code or packages could not be put in
+    #: place) or ``"untrusted"`` (the session is signed, and its manifest or its log is not what its key vouches for)
     reason: str
     message: str = ""
     wrote: float = 0.0

@@ -51,6 +51,8 @@ class SessionState(msgspec.Struct, frozen=True):
     workers: int | None = None
     #: how many of them it should have at least, while there is work; the same unless it adapts to the work
     minimum: int = 0
+    #: when what waits should be done, in seconds since 1970 by the store's clock; 0 while nobody said so
+    done_by: float = 0.0
     #: starts of workers: number of the entry -> how many, and when that was by the clock of who started them
     starts: dict[int, tuple[int, float]] = {}
     #: USD that the session may cost in all, if that was changed since its opening
@@ -71,6 +73,19 @@ class SessionState(msgspec.Struct, frozen=True):
             return []
         live = [run for run in self.runs if run not in self.cancelled]
         return sorted(live, key=lambda run: -self.runs[run])
+
+    @property
+    def expected(self) -> int:
+        """How many workers there may be, at least one: of a range, as many as were started, which may be a few of many.
+
+        Examples
+        --------
+        >>> SessionState(minimum=50, workers=50).expected, SessionState(workers=400, starts={3: (8, 0.0)}).expected
+        (50, 8)
+        """
+        most = self.workers or 1
+        started = sum(workers for workers, _ in self.starts.values())
+        return most if self.minimum == self.workers or not started else min(most, started)
 
     def deadline(
         self, opened: float, sign: float, session_timeout: float | None, absolute_timeout: float | None
@@ -121,10 +136,10 @@ def _with(known: dict[RunId, Bitmap], run: RunId, tasks: Bitmap) -> dict[RunId, 
     return {**known, run: known.get(run, EMPTY) | tasks}
 
 
-def _size(state: SessionState, minimum: int, maximum: int) -> dict[str, Any]:
+def _size(state: SessionState, minimum: int, maximum: int, done_by: float = 0.0) -> dict[str, Any]:
     # Whoever makes a fleet smaller ends what is too much of it: earlier starts tell nothing any more.
     starts = {} if maximum < (state.workers or 0) else state.starts
-    return {"minimum": minimum, "workers": maximum, "starts": starts}
+    return {"minimum": minimum, "workers": maximum, "starts": starts, "done_by": done_by}
 
 
 def _cancel(state: SessionState, entry: SessionEntry, action: Cancel) -> dict[str, Any]:
@@ -149,7 +164,7 @@ _CHANGES: dict[type, Callable[[SessionState, SessionEntry, Any], dict[str, Any]]
     Attach: lambda state, entry, action: {},
     Extend: lambda state, entry, action: {"until": max(state.until, action.until)},
     Scale: lambda state, entry, action: _size(state, action.workers, action.workers),
-    Adapt: lambda state, entry, action: _size(state, action.minimum, action.maximum),
+    Adapt: lambda state, entry, action: _size(state, action.minimum, action.maximum, action.done_by),
     Start: lambda state, entry, action: {"starts": {**state.starts, entry.number: (action.workers, entry.wrote)}},
     Afford: lambda state, entry, action: {"max_cost": action.max_cost, "halted": None},
     Halt: _halt,
@@ -169,6 +184,7 @@ def describe(entry: SessionEntry) -> str:
         what = f"{action.workers} workers were asked for"
     elif isinstance(action, Adapt):
         what = f"{action.minimum} to {action.maximum} workers were asked for, as the work is worth"
+        what += f", which should be done in {action.done_by - entry.wrote:.0f} s" if action.done_by else ""
     elif isinstance(action, Start):
         what = f"{entry.writer} was about to start {action.workers} workers"
     elif isinstance(action, Afford):

@@ -9,8 +9,11 @@ from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Record
 
 
-class Open(msgspec.Struct, frozen=True, tag="open"):
+class Open(msgspec.Struct, frozen=True, tag="open", omit_defaults=True):
     """The session was created."""
+
+    #: SHA-256 of the manifest, in a signed session
+    manifest: str = ""
 
 
 class AddRun(msgspec.Struct, frozen=True, tag="run"):
@@ -43,6 +46,8 @@ class Adapt(msgspec.Struct, frozen=True, tag="adapt"):
 
     minimum: int
     maximum: int
+    #: when what waits should be done, in seconds since 1970 by the store's clock; 0: nobody has said so
+    done_by: float = 0.0
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):

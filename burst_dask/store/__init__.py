@@ -11,6 +11,7 @@ from burst_dask.store.base import Body, Meta, Span, Store
 from burst_dask.store.hedging import Hedging
 from burst_dask.store.probe import probe
 from burst_dask.store.retrying import Retrying
+from burst_dask.store.signing import Key, Signed
 from burst_dask.store.wrappers import Counting, Delayed, Fault, Faulty, cost_of, requests_of, storage_cost
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "Fault",
     "Faulty",
     "Hedging",
+    "Key",
     "Meta",
     "Retrying",
+    "Signed",
     "Span",
     "Store",
     "cost_of",

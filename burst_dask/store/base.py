@@ -57,11 +57,11 @@ class Store(Protocol):
     async def get(self, key: str) -> bytes | None:
         """Return the object, or None when there is none."""
 
-    async def get_ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
+    async def get_ranges(self, key: str, spans: Sequence[Span], *, clip: bool = False) -> list[memoryview] | None:
         """Return the bytes of each span, or None when there is no such object.
 
         Near spans are read in one request (`burst_dask.store.requests.COALESCE` bytes).
-        A span that reaches past the object's end raises `CorruptObject`.
+        A span that reaches past the object's end raises `CorruptObject`; with `clip` it is cut there.
         """
 
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:

@@ -39,8 +39,8 @@ class Hedging:
     async def get(self, key: str) -> bytes | None:
         return await self._hedged(lambda: self.inner.get(key))
 
-    async def get_ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
-        return await self.inner.get_ranges(key, spans)  # it may be large: twice would make it slower
+    async def get_ranges(self, key: str, spans: Sequence[Span], *, clip: bool = False) -> list[memoryview] | None:
+        return await self.inner.get_ranges(key, spans, clip=clip)  # it may be large: twice would make it slower
 
     async def folders(self, prefix: str) -> list[str]:
         return await self._hedged(lambda: self.inner.folders(prefix))

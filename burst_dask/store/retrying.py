@@ -78,8 +78,8 @@ class Retrying:
     async def get(self, key: str) -> bytes | None:
         return await self._repeat(lambda: self.inner.get(key))
 
-    async def get_ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
-        return await self._repeat(lambda: self.inner.get_ranges(key, spans))
+    async def get_ranges(self, key: str, spans: Sequence[Span], *, clip: bool = False) -> list[memoryview] | None:
+        return await self._repeat(lambda: self.inner.get_ranges(key, spans, clip=clip))
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
         pages = self.inner.list(prefix, after=after)

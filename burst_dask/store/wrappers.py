@@ -55,9 +55,9 @@ class Counting:
         self.requests["get"] += 1
         return await self.inner.get(key)
 
-    async def get_ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
+    async def get_ranges(self, key: str, spans: Sequence[Span], *, clip: bool = False) -> list[memoryview] | None:
         self.requests["get"] += max(1, len(plan(spans)))
-        return await self.inner.get_ranges(key, spans)
+        return await self.inner.get_ranges(key, spans, clip=clip)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
         self.requests["list"] += 1
@@ -154,9 +154,9 @@ class Delayed:
         await self._clock.sleep(self.latencies["get"])
         return await self.inner.get(key)
 
-    async def get_ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
+    async def get_ranges(self, key: str, spans: Sequence[Span], *, clip: bool = False) -> list[memoryview] | None:
         await self._clock.sleep(self.latencies["get"])  # its requests are sent side by side
-        return await self.inner.get_ranges(key, spans)
+        return await self.inner.get_ranges(key, spans, clip=clip)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[Meta]]:
         await self._clock.sleep(self.latencies["list"])
@@ -225,9 +225,9 @@ class Faulty:
         lost()
         return data
 
-    async def get_ranges(self, key: str, spans: Sequence[Span]) -> list[memoryview] | None:
+    async def get_ranges(self, key: str, spans: Sequence[Span], *, clip: bool = False) -> list[memoryview] | None:
         lost = self._sent("get", key)
-        data = await self.inner.get_ranges(key, spans)
+        data = await self.inner.get_ranges(key, spans, clip=clip)
         lost()
         return data
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from burst_dask.client.shapes import numbers
 from burst_dask.config import Settings
 from burst_dask.errors import ConfigError, IllegalTransition
 from burst_dask.journal import across
@@ -24,9 +25,8 @@ from burst_dask.protocol.records import Entry, Manifest, Outcomes, Plan, ShardIn
 from burst_dask.protocol.session import SessionState
 from burst_dask.protocol.session_records import SessionEntry
 from burst_dask.protocol.shard import describe, is_segment
-from burst_dask.shapes import numbers
 from burst_dask.store.base import Store
-from burst_dask.testing.reading import Reading, Violation, decoded, listed, slot
+from burst_dask.testing.reading import Reading, Violation, decoded, fetched, listed, slot
 
 # ---------------------------------------------------------------------------- a session
 
@@ -57,7 +57,7 @@ async def gather_session(store: Store, session: SessionId) -> SessionFacts:
     except ConfigError as error:
         found.append(Violation("objects", f"{key}: {error}"))
     names = [meta.key for meta in await listed(store, keys.session_log(session))]
-    bodies = await in_parallel(store.get, names)
+    bodies = await in_parallel(lambda name: fetched(store, name, found), names)
     entries = [decoded(SessionEntry, name, body, found) for name, body in zip(names, bodies, strict=True)]
     state = _fold_session([entry for entry in entries if entry is not None], found)
     return SessionFacts(session, manifest, settings, state, len(names), tuple(found))
@@ -304,7 +304,7 @@ async def gather(store: Store, run: RunId, session: SessionFacts | None = None) 
     objects = {meta.key: meta.size for meta in await listed(store, keys.run_prefix(run))}
     found: list[Violation] = []
     key = keys.plan(run)
-    plan = decoded(Plan, key, await store.get(key), found)
+    plan = decoded(Plan, key, await fetched(store, key, found), found)
     reading = Reading(store, run, found)
     await in_parallel(reading.entry, (key for key in objects if slot(run, key) is not None))
     facts = Facts(

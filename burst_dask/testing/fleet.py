@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.errors import FleetError, StoreError
 from burst_dask.protocol.keys import SessionId
-from burst_dask.protocol.session_records import SessionAction
+from burst_dask.protocol.session_records import Adapt, SessionAction
 from burst_dask.scaling.healer import TOGETHER_EVERY, Healer, heal_quietly
+from burst_dask.scaling.sizing import Bound
 from burst_dask.testing.bucket import Bucket, Network
 from burst_dask.testing.loop import VirtualLoop
 from burst_dask.testing.machines import Client, Job, SimulatedClock, Worker
@@ -52,13 +55,20 @@ class SimulatedFleet:
         Of the session.
     refuses
         Share of the starts of which a part is refused for want of capacity.
+    quota
+        How many containers the account may have at a time; None is any number.
     """
 
-    def __init__(self, bucket: Bucket, seed: int, settings: Settings, refuses: float = 0.0) -> None:
+    def __init__(
+        self, bucket: Bucket, seed: int, settings: Settings, refuses: float = 0.0, quota: int | None = None
+    ) -> None:
         self.bucket = bucket
         self.seed = seed
         self.settings = settings
         self.refuses = refuses
+        self.quota = quota
+        #: how many containers were asked for beyond the quota
+        self.beyond = 0
         self.entropy = Entropy(f"{seed} fleet")
         self.clock = SimulatedClock(bucket.loop)
         self.containers: list[Container] = []
@@ -121,6 +131,8 @@ class SimulatedFleet:
 class Seen:
     """The fleet as one machine sees it."""
 
+    boot = BOOT[1]
+
     def __init__(self, fleet: SimulatedFleet) -> None:
         self._fleet = fleet
 
@@ -141,11 +153,18 @@ class Seen:
         now = fleet.bucket.loop.time()
         return sum(one.idle and one.ended is not None and now - one.ended < REST for one in fleet.containers)
 
-    async def begin(self, number: int, workers: int) -> None:
+    async def bound(self) -> Bound | None:
+        quota = self._fleet.quota
+        return None if quota is None else Bound(quota, "the account's quota")
+
+    async def begin(self, number: int, workers: int, still: Callable[[], bool]) -> None:
         fleet = self._fleet
         await fleet.clock.sleep(0.1)
-        if number in fleet.begun:
+        if number in fleet.begun or not still():
             return
+        if fleet.quota is not None and (over := fleet.running + workers - fleet.quota) > 0:
+            fleet.beyond += over
+            workers -= over
         fleet.begun.add(number)
         refused = fleet.entropy.integer(1, workers) if fleet.entropy.uniform(0, 1) < fleet.refuses else 0
         fleet.start(number, workers - refused)
@@ -173,8 +192,13 @@ class Recovery:
     refuses: float = 0.0
     #: whether all other tasks need the first one
     behind_the_first: bool = False
+    #: seconds from the submission within which somebody wants it done
+    within: float | None = None
+    quota: int | None = None
     #: containers that ran, every ten seconds
     sizes: list[int] = field(default_factory=list)
+    #: tasks that had outcomes when it was looked last
+    completed: int = 0
     #: seconds after which all had outcomes; None while it is not so
     done: float | None = None
 
@@ -182,7 +206,7 @@ class Recovery:
         """Let it happen, for that many seconds at most; return the fleet."""
         loop = VirtualLoop()  # type: ignore[abstract]
         bucket = Bucket(loop, Entropy(f"{self.seed} bucket"))
-        self.fleet = SimulatedFleet(bucket, self.seed, self.settings, self.refuses)
+        self.fleet = SimulatedFleet(bucket, self.seed, self.settings, self.refuses, self.quota)
         try:
             loop.run_until_complete(loop.process("world").start(self._play(bucket, patience)))
         finally:
@@ -193,13 +217,17 @@ class Recovery:
     async def _play(self, bucket: Bucket, patience: float) -> None:
         client, fleet = Client(bucket, "client", self.seed, Network()), self.fleet
         link = await client.open(self.settings, None)
-        await link.append(self.goal)
+        goal = self.goal
+        if self.within is not None:
+            assert isinstance(goal, Adapt)
+            goal = msgspec.structs.replace(goal, done_by=await link.now() + self.within)
+        await link.append(goal)
         fleet.session = link.session
         count = len(self.work)
         inputs = (0,) if self.behind_the_first else ()
         tasks = [Work(number, inputs if number else (), seconds) for number, seconds in enumerate(self.work)]
         plan = await client.submit(link, Graph(tasks, [*range(0, count, 50), count], range(count)))
-        healer = Healer(client.store, link.session, self.settings, link.author, Seen(fleet))
+        healer = Healer(client.store, link.session, self.settings, link.author, Seen(fleet), link.now)
         while not fleet.running:
             link.learn(await heal_quietly(healer, link.state))
             await fleet.clock.sleep(TOGETHER_EVERY)
@@ -213,6 +241,7 @@ class Recovery:
                 fleet.lose(lost.pop(0)[1])
             self.sizes.append(fleet.running)
             await view.survey()
+            self.completed = view.totals().done
             if not view.totals().pending:
                 self.done = bucket.loop.time() - begin
                 return

@@ -7,23 +7,23 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burst_dask import opening
+from burst_dask.client import opening
+from burst_dask.client.link import Link
+from burst_dask.client.submission import store_run
+from burst_dask.client.watching import Watch
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.environment.versions import own_versions
 from burst_dask.journal.log import Author
 from burst_dask.journal.view import RunView
-from burst_dask.link import Link
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.records import Manifest, Plan
 from burst_dask.protocol.session import SessionState
 from burst_dask.store import Counting, Hedging, Retrying, Store
-from burst_dask.submission import store_run
 from burst_dask.testing.bucket import EPOCH, Bucket, Connection, Network
 from burst_dask.testing.loop import Process, VirtualLoop
 from burst_dask.testing.work import Graph, SimulatedExecutor, Work
-from burst_dask.watching import Watch
 from burst_dask.worker.agent import Agent
 from burst_dask.worker.context import Context
 from burst_dask.worker.memory import Memory

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from burst_dask.errors import CorruptObject
+from burst_dask.errors import CorruptObject, UntrustedObject
 from burst_dask.journal import log
 from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys
@@ -66,6 +66,15 @@ async def listed(store: Store, prefix: str) -> list[Meta]:
     return [meta async for page in store.list(prefix) for meta in page]
 
 
+async def fetched(store: Store, key: str, found: list[Violation]) -> bytes | None:
+    """Return an object; None when it is not there, or is not signed with the key of a session that is."""
+    try:
+        return await store.get(key)
+    except UntrustedObject as error:
+        found.append(Violation("objects", str(error)))
+        return None
+
+
 def decoded(kind: type[R], key: str, body: bytes | None, found: list[Violation]) -> R | None:
     if body is None:
         return None
@@ -99,11 +108,11 @@ class Reading:
         self._blobs: dict[tuple[ShardId, int], memoryview] = {}
 
     async def entry(self, key: str) -> None:
-        body = await self._store.get(key)
-        if body is None:
-            return  # deleted since the listing: a gap in the log
         shard, number = keys.shard_of_entry(key), keys.entry_number(key)
         try:
+            body = await self._store.get(key)
+            if body is None:
+                return  # deleted since the listing: a gap in the log
             entry, end = decode_with_end(Entry, key, body)
         except CorruptObject as error:
             self.unreadable.setdefault(shard, {})[number] = str(error)
@@ -182,8 +191,8 @@ class Reading:
     async def _printed(self, item: tuple[ShardId, str, Bitmap]) -> None:
         shard, name, tasks = item
         key = keys.task_logs(self._run, shard, name)
-        body = await self._store.get(key)
         try:
+            body = await self._store.get(key)
             if body is None:
                 self.lost_logs[shard, name] = f"{key} is not there"
             elif tasks - Bitmap.of(output.position for output in decode(Logs, key, body).tasks):

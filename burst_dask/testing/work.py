@@ -79,7 +79,7 @@ class Graph:
     retries: Mapping[int, int] = field(default_factory=dict)
 
     def packs(self, run: RunId, created: float) -> tuple[Iterator[tuple[int, list[Buffer]]], Callable[[], Plan]]:
-        """Return what `burst_dask.submission.store_run` takes."""
+        """Return what `burst_dask.client.submission.store_run` takes."""
         nodes: list[Any] = [replace(work, run=run) for work in self.work]
         sharded = ShardedGraph(
             run,

@@ -26,6 +26,12 @@ def shape(processes: int | None, threads: int | None, memory_limit: str | None) 
     return processes, threads, limit
 
 
+def _is_reference(key: str) -> bool:
+    from burst_dask.trust.keyring import is_reference  # noqa: PLC0415 - knows stores, which a supervisor seldom needs
+
+    return is_reference(key)
+
+
 @click.command(name="worker")
 @click.option("--session", required=True, envvar="BURST_SESSION", help="Id of the session to work for.")
 @click.option("--store", required=True, envvar="BURST_STORE", help="URL of its store, such as s3://bucket/prefix.")
@@ -37,6 +43,13 @@ def shape(processes: int | None, threads: int | None, memory_limit: str | None) 
     help="For each process, such as 8GB; 0 watches nothing. By default an equal part of what there is.",
 )
 @click.option("--spill-directory", type=click.Path(file_okay=False), help="Where results that do not fit are kept.")
+@click.option(
+    "--key",
+    default="",
+    envvar="BURST_KEY",
+    help="Where the key of a signed session is: file, a path, or secretsmanager:REGION:NAME. With it, a session that "
+    "is not signed is refused.",
+)
 def command(
     session: str,
     store: str,
@@ -44,6 +57,7 @@ def command(
     threads: int | None,
     memory_limit: str | None,
     spill_directory: str | None,
+    key: str,
 ) -> None:
     """Run workers for one session until it ends or they have been idle for long.
 
@@ -53,6 +67,10 @@ def command(
     try:
         if not is_id(session):
             raise ConfigError(f"{session!r} is not a session id")
+        if key and not _is_reference(key):  # which is not repeated: it may be the key itself
+            raise ConfigError(
+                "--key takes where the key is, never the key: file, a path, or secretsmanager:REGION:NAME"
+            )
         processes, threads, limit = shape(processes, threads, memory_limit)
     except BurstError as error:
         raise click.UsageError(str(error)) from None
@@ -63,6 +81,7 @@ def command(
         threads=threads,
         memory_limit=limit,
         spill_directory=spill_directory,
+        key=key,
     )
     raise SystemExit(supervise(options))
 

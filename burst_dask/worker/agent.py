@@ -19,7 +19,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from burst_dask.errors import StoreError
+from burst_dask.errors import StoreError, UntrustedObject
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys, policy
@@ -43,11 +43,15 @@ from burst_dask.worker.waiting import logger, wait_for
 BATCH_SECONDS = 0.05
 #: Another shard is looked for when less than this many seconds of work are left: a few requests' time.
 LOOK_AHEAD = 0.3
+#: Of what is not signed with the session's key, so much is told at a worker's end.
+DOUBTS = 3
 #: Why a worker ends whose threads all run what was given up: who keeps it alive starts another.
 STUCK = "stuck"
 #: The same of one that runs a task that was cancelled by force.
 KILLED = "killed"
 REPLACED = {STUCK, KILLED}
+#: The same of one that was told something by a session log that is not signed with the session's key.
+UNTRUSTED = "untrusted"
 
 
 class Agent:
@@ -121,7 +125,7 @@ class Agent:
                 task.cancel()
         await context.discarder.end()
         reason = context.stopping or "idle"
-        await self.end(reason, self._message)
+        await self.end(reason, "; ".join([self._message, *context.doubts()[:DOUBTS]]).removeprefix("; "))
         return reason
 
     def stop(self, reason: str, message: str = "") -> None:
@@ -189,7 +193,8 @@ class Agent:
         """Take turns with the others at seeing to the fleet, for the time when no client does."""
         if self._healer is None:
             return
-        self._healer.workers = self.session.workers or 1
+        self._healer.workers = self.session.expected
+        self._healer.now = self._deadline.now
         while not self.context.stopping:
             await self.context.clock.sleep(self._healer.pause())
             # What it reads of the session log is not taken in here, but by `_follow`, which heeds it.
@@ -237,7 +242,12 @@ class Agent:
                 if isinstance(entry.action, Open | AddRun | Attach):
                     self._attached_at = context.clock.monotonic()
 
-        await context.insist(read)
+        try:
+            await context.insist(read)
+        except UntrustedObject as error:
+            logger.error("%s", error)
+            self.stop(UNTRUSTED, str(error))
+            return False
         if self.session.closed:
             self.stop("closed")
         elif self.session.halted is not None:
@@ -286,9 +296,9 @@ class Agent:
             if self._work_left() <= LOOK_AHEAD and not self._finding and now >= self._find_after:
                 self._finding = True
                 self._spawn(self._find(), self._jobs)
-            if self.tenders or self._finding:
+            if self.tenders:
                 self._idle_since = now
-            elif now - self._idle_since >= context.settings.idle_timeout:
+            elif not self._finding and now - self._idle_since >= context.settings.idle_timeout:
                 self.stop("idle", f"nothing to do for {context.settings.idle_timeout:.0f} s")
                 return
             await wait_for(context.wake, self._pause(now))
@@ -435,6 +445,8 @@ class Agent:
         key = (tender.view.run, tender.holding.shard.id)
         try:
             await tender.run()
+        except* UntrustedObject as errors:  # in the way of its next entry: what it has not committed is lost
+            tender.view.distrust(key[1], _first(errors))
         finally:
             del self.tenders[key]
             self._worked_at = self.context.clock.monotonic()
@@ -462,6 +474,12 @@ class Agent:
             tender.let_go(self.context.stopping)
         while self._jobs:
             await asyncio.wait(self._jobs)
+
+
+def _first(errors: BaseExceptionGroup[UntrustedObject]) -> UntrustedObject:
+    """Return the first of errors that tasks of a group have raised."""
+    found = errors.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
 def _call(holding: Holding, position: int) -> Call:

@@ -18,6 +18,7 @@ from burst_dask.worker.holding import Holding
 from burst_dask.worker.outgoing import Outgoing
 from burst_dask.worker.tender import Tender
 from burst_dask.worker.waiting import wait_for
+from burst_dask.worker.wary import WaryView
 
 
 def stand_in(shard: Shard, tasks: Bitmap, worker: WorkerId) -> Shard:
@@ -30,7 +31,7 @@ class BackupTender(Tender):
 
     may_discard = False
 
-    def __init__(self, context: Context, view: RunView, holding: Holding, announce: Callable[[RunView], None]) -> None:
+    def __init__(self, context: Context, view: WaryView, holding: Holding, announce: Callable[[RunView], None]) -> None:
         super().__init__(context, view, holding, announce)
         self._tasks = holding.shard.index.tasks
 

@@ -11,10 +11,9 @@ from typing import TypeVar
 
 from burst_dask.clock import Clock, Entropy
 from burst_dask.config import Settings
-from burst_dask.errors import CorruptObject, StoreAccessDenied, StoreFull, StoreUnavailable
+from burst_dask.errors import CorruptObject, StoreAccessDenied, StoreFull, StoreUnavailable, UntrustedObject
 from burst_dask.journal import across, packs
 from burst_dask.journal.log import Author
-from burst_dask.journal.view import RunView
 from burst_dask.protocol import policy
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.store.base import Span, Store
@@ -25,6 +24,7 @@ from burst_dask.worker.load import Load
 from burst_dask.worker.memory import Memory
 from burst_dask.worker.table import TaskTable
 from burst_dask.worker.waiting import logger
+from burst_dask.worker.wary import WaryView
 
 T = TypeVar("T")
 #: Decoded shards kept, so that what was read to split it is not read again to run it.
@@ -51,7 +51,9 @@ class Context:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     #: why the agent ends; None while it goes on
     stopping: str | None = None
-    views: dict[RunId, RunView] = field(default_factory=dict)
+    views: dict[RunId, WaryView] = field(default_factory=dict)
+    #: what of other things was not signed with the session's key, such as plans -> what was said of it
+    untrusted: dict[str, str] = field(default_factory=dict)
     _tables: OrderedDict[tuple[RunId, int], TaskTable] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -80,18 +82,33 @@ class Context:
                 await self.clock.sleep(policy.backoff(attempt, low, high))
                 attempt += 1
 
-    async def view(self, run: RunId) -> RunView | None:
-        """Return the worker's view of a run, reading its plan the first time."""
+    def distrust(self, what: str, error: UntrustedObject) -> None:
+        """Go on without what is not signed with the session's key, and say so once."""
+        if what not in self.untrusted:
+            logger.error("%s", error)
+            self.untrusted[what] = str(error)
+
+    def doubts(self) -> list[str]:
+        """Return what was said of all that this worker goes on without."""
+        return [*self.untrusted.values(), *(said for view in self.views.values() for said in view.untrusted.values())]
+
+    async def view(self, run: RunId) -> WaryView | None:
+        """Return the worker's view of a run, reading its plan the first time; None if there is none to be believed."""
         view = self.views.get(run)
-        if view is None:
-            view = await self.insist(lambda: RunView.open(self.store, run))
+        if view is None and run not in self.untrusted:
+            try:
+                view = await self.insist(lambda: WaryView.open(self.store, run))
+                if view is not None:
+                    await self.insist(partial(across.open_others, view, known=self.views))
+            except UntrustedObject as error:
+                self.distrust(run, error)
+                return None
             if view is not None:
-                await self.insist(partial(across.open_others, view, known=self.views))
                 view.is_large = len(view.plan.shards) >= self.settings.large_run
                 self.views[run] = view
         return view
 
-    async def table(self, view: RunView, number: int) -> TaskTable:
+    async def table(self, view: WaryView, number: int) -> TaskTable:
         """Return the tasks of plan shard `number`; if they are damaged, ones that fail saying so."""
         cached = self._tables.get((view.run, number))
         if cached is not None:

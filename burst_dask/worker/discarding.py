@@ -19,7 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from burst_dask.errors import BurstError, ProtocolError, StoreError
+from burst_dask.errors import BurstError, ProtocolError, StoreError, UntrustedObject
 from burst_dask.journal import log, packs
 from burst_dask.journal.needs import Needs, Shape, discardable
 from burst_dask.journal.view import RunView
@@ -138,6 +138,8 @@ class Discarder:
                 await self._delete()
             except ProtocolError:
                 raise
+            except UntrustedObject as error:  # it stays so, and so does what it keeps from an answer
+                self._context.distrust(str(error), error)
             except BurstError as error:
                 logger.warning("intermediate results that nobody needs are not deleted yet: %s", error)
                 for run, number in due:

@@ -9,21 +9,30 @@ from burst_dask.protocol.records import Ended, decode, encode
 from burst_dask.protocol.session_records import AddRun, Attach, Close, Extend, Scale
 from burst_dask.store import open_store
 from burst_dask.store.base import Store
+from burst_dask.trust.trusting import trusted
 
 #: Ends for want of work: had it known of more, it would not have ended.
 _BY_ITSELF = ("idle", "expired")
 
 
 class Ends:
-    """The ends of one session's workers; a store given by its URL is opened when it is first needed."""
+    """The ends of one session's workers; a store given by its URL is opened when it is first needed.
 
-    def __init__(self, store: Store | str, session: SessionId) -> None:
+    Parameters
+    ----------
+    key
+        Where the key of a signed session is, as of `burst_dask.trust.trusting.trusted`.
+    """
+
+    def __init__(self, store: Store | str, session: SessionId, key: str = "") -> None:
         self._place = store
         self._session = session
+        self._key = key
 
     async def tell(self, ended: Ended) -> None:
         """Record that a worker is gone, so that nobody waits for its lease."""
-        await self._store().create(keys.ended(self._session, ended.worker), encode(ended))
+        store = await self._store()
+        await store.create(keys.ended(self._session, ended.worker), encode(ended))
 
     async def missed_news(self, worker: WorkerId) -> bool:
         """Tell whether somebody has asked for workers since `worker`, which ended by itself, looked for the last time.
@@ -31,7 +40,7 @@ class Ends:
         Two requests. Who asks for workers writes that into the session log before counting those that are
         there; so whoever looks here after having been counted out leaves no moment in which neither sees the other.
         """
-        store, key = self._store(), keys.ended(self._session, worker)
+        store, key = await self._store(), keys.ended(self._session, worker)
         data = await store.get(key)
         if data is None:
             return False
@@ -40,9 +49,11 @@ class Ends:
         over = ended.reason not in _BY_ITSELF or any(isinstance(action, Close) for action in missed)
         return not over and any(map(_asks_for_workers, missed))
 
-    def _store(self) -> Store:
+    async def _store(self) -> Store:
         if isinstance(self._place, str):
-            self._place = open_store(self._place)
+            plain = open_store(self._place)
+            found = await trusted(plain, self._session, reference=self._key)
+            self._place = plain if found is None else found.store
         return self._place
 
 

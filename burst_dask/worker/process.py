@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import platform
@@ -22,35 +23,68 @@ from burst_dask.clock import Entropy, SystemClock
 from burst_dask.config import Settings
 from burst_dask.environment.preparing import NOTHING, Prepared, prepare, tell_differences, use
 from burst_dask.environment.versions import check_versions, own_versions
-from burst_dask.errors import BurstError, ConfigError, EnvironmentFailed, StoreMissing, UnknownId, VersionMismatch
-from burst_dask.protocol import keys
+from burst_dask.errors import (
+    BurstError,
+    ConfigError,
+    EnvironmentFailed,
+    KeyMissing,
+    StoreMissing,
+    UnknownId,
+    UntrustedObject,
+    VersionMismatch,
+)
+from burst_dask.graph import stored
 from burst_dask.protocol.keys import SessionId, WorkerId
-from burst_dask.protocol.records import Manifest, decode
+from burst_dask.protocol.records import Ended, Manifest
 from burst_dask.scaling.healer import Elastic, Healer
-from burst_dask.store import Store, open_store
-from burst_dask.worker.agent import REPLACED, Agent
+from burst_dask.store import Signed, Store, open_store
+from burst_dask.store.signing import key_in
+from burst_dask.trust.keyring import FILE, Keyring
+from burst_dask.trust.trusting import Trusted, opened_for, trusted
+from burst_dask.worker.agent import REPLACED, UNTRUSTED, Agent
 from burst_dask.worker.context import Context
+from burst_dask.worker.ends import Ends
 from burst_dask.worker.execution import ThreadExecutor
 from burst_dask.worker.memory import Memory
 
 T = TypeVar("T")
 
+# Results of other sessions are read within tasks, below the layer that knows keys.
+stored.open_with(opened_for)
+
 EXIT_OK, EXIT_FAILED, EXIT_REFUSED, EXIT_REPLACE = 0, 1, 3, 4
 
 
-async def read_manifest(store: Store, session: SessionId) -> Manifest:
-    """Return the manifest of a session.
+async def _admitted(store: Store, session: SessionId, worker: WorkerId, key: str) -> Trusted:
+    """Return the session, and the store by which what it has stored is verified.
 
     Raises
     ------
     UnknownId
         There is no such session.
+    KeyMissing, UntrustedObject
+        It is signed, and its key is not here; or it is not what its key vouches for.
     """
-    key = keys.manifest(session)
-    data = await store.get(key)
-    if data is None:
+    try:
+        found = await trusted(store, session, reference=key)
+    except UntrustedObject as error:
+        await _accuse(store, session, key, Ended(worker=worker, reason=UNTRUSTED, message=str(error)))
+        raise
+    if found is None or found.swept:
         raise UnknownId(f"{store.url} holds no session {session!r}; it was cleaned up, or the store is another one")
-    return decode(Manifest, key, data)
+    return found
+
+
+async def _accuse(store: Store, session: SessionId, key: str, ended: Ended) -> None:
+    """Record that a session is not believed, where a client that knows it sees that."""
+    with contextlib.suppress(BurstError):
+        ring = Keyring()
+        where = key or ring.known(session) or FILE
+        signing = key_in(store, session)
+        if signing is None:
+            signing = await asyncio.to_thread(ring.read, session, where)
+        ended = msgspec.structs.replace(ended, wrote=SystemClock().wall())
+        await Ends(Signed(store, {session: signing}), session).tell(ended)
 
 
 async def run_agent(
@@ -64,15 +98,16 @@ async def run_agent(
     spill_directory: str | None = None,
     memory: Callable[[], int] | None = None,
     resources: dict[str, float] | None = None,
+    key: str = "",
 ) -> str:
     """Run one agent until it ends; return why, as in `Ended.reason`.
 
     Raises
     ------
-    UnknownId, VersionMismatch, EnvironmentFailed
-        It cannot work for this session; for the last two, that is recorded for the client to see.
+    UnknownId, KeyMissing, UntrustedObject, VersionMismatch, EnvironmentFailed
+        It cannot work for this session; for the last three, that is recorded for the client to see.
     """
-    manifest = await read_manifest(store, session)
+    store, manifest, _ = await _admitted(store, session, worker, key)
     settings = Settings.of(**manifest.settings)
     if threads is not None:
         settings = msgspec.structs.replace(settings, threads=threads)
@@ -112,7 +147,7 @@ def _healer(context: Context, manifest: Manifest) -> Healer:
         from burst_dask.fleet.ecs import EcsFleet, EcsPlan  # noqa: PLC0415 - of the extra, and heavy
 
         plan = EcsPlan.of(manifest.fleet)
-        fleet = EcsFleet(context.session, context.store.url, plan, opened=manifest.created)
+        fleet = EcsFleet(context.session, context.store.url, plan, opened=manifest.created, key=manifest.key)
     return Healer(context.store, context.session, context.settings, context.author, fleet)
 
 
@@ -164,6 +199,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--memory-limit", type=int, help="bytes")
     parser.add_argument("--spill-directory")
+    parser.add_argument("--key", default="", help="where the key of a signed session is")
     parser.add_argument("--supervisor-fd", type=int, help="stop when the other end of this pipe closes")
     return parser.parse_args(argv)
 
@@ -188,8 +224,9 @@ async def _main(arguments: argparse.Namespace) -> int:
             stop=stop,
             spill_directory=arguments.spill_directory,
             memory=lambda: int(process.memory_info().rss),
+            key=arguments.key,
         )
-    except (VersionMismatch, EnvironmentFailed, ConfigError, StoreMissing) as error:
+    except (VersionMismatch, EnvironmentFailed, ConfigError, StoreMissing, UntrustedObject, KeyMissing) as error:
         # Starting it again would not help: the supervisor does not.
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_REFUSED
@@ -199,7 +236,7 @@ async def _main(arguments: argparse.Namespace) -> int:
     finally:
         if arguments.supervisor_fd is not None:
             stop_reading.cancel()
-    return EXIT_REPLACE if reason in REPLACED else EXIT_OK
+    return EXIT_REPLACE if reason in REPLACED else EXIT_REFUSED if reason == UNTRUSTED else EXIT_OK
 
 
 async def _forget_reader(loop: asyncio.AbstractEventLoop, fd: int, stop: asyncio.Event) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
+from burst_dask.errors import UntrustedObject
 from burst_dask.journal.heartbeats import heartbeats
 from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys, policy
@@ -101,7 +102,11 @@ class Roster:
         if cause != "ended":
             return f"worker {worker}: {cause}"
         key = keys.ended(self._context.session, worker)
-        data = await self._context.insist(lambda: self._context.store.get(key))
+        try:
+            data = await self._context.insist(lambda: self._context.store.get(key))
+        except UntrustedObject as error:
+            self._context.distrust(key, error)
+            data = None
         record = None if data is None else decode(Ended, key, data)
         return f"worker {worker}: " + (record.message or record.reason if record else cause)
 
@@ -111,5 +116,9 @@ class Roster:
     async def _read_one(self, worker: WorkerId) -> Beat | None:
         context = self._context
         key = keys.beat(context.session, worker)
-        data = await context.insist(partial(context.store.get, key))
+        try:
+            data = await context.insist(partial(context.store.get, key))
+        except UntrustedObject as error:
+            context.distrust(key, error)
+            return None
         return None if data is None else decode(Beat, key, data)

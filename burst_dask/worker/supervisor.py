@@ -97,6 +97,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     give_up_after: int = 10
     #: what an agent runs; tests put a stand-in here
     agent: str = AGENT
+    #: where the key of a signed session is; empty: where its manifest says, if it is signed
+    key: str = ""
     #: pid of the process that has started it and with which it stops; 0: it goes on alone
     parent: int = 0
 
@@ -110,6 +112,7 @@ def agent_command(options: Options, worker: WorkerId, spill: Path, lifeline: int
         *("--session", options.session, "--store", options.store, "--worker", worker),
         *("--threads", str(options.threads), "--memory-limit", str(options.memory_limit)),
         *("--spill-directory", str(spill), "--supervisor-fd", str(lifeline)),
+        *(("--key", options.key) if options.key else ()),
     ]
 
 
@@ -412,7 +415,7 @@ class Supervisor:
     def _records(self) -> Ends:
         from burst_dask.worker.ends import Ends  # noqa: PLC0415 - only an end needs the store
 
-        self._ends = self._ends or Ends(self.options.store, self.options.session)
+        self._ends = self._ends or Ends(self.options.store, self.options.session, self.options.key)
         return self._ends
 
     def _reported(self, task: asyncio.Task[None]) -> None:

@@ -17,10 +17,12 @@ from burst_dask.protocol.keys import ShardId
 from burst_dask.protocol.records import Action, Commit, Logs, Release, encode
 from burst_dask.protocol.shard import Phase, Shard, is_segment
 from burst_dask.worker.context import Context
+from burst_dask.worker.finder import BLOCKED
 from burst_dask.worker.holding import Holding
 from burst_dask.worker.outgoing import Outgoing
 from burst_dask.worker.ran import Ran
 from burst_dask.worker.waiting import logger, wait_for
+from burst_dask.worker.wary import WaryView
 
 #: Bytes of inputs read ahead of the tasks that need them, a shard.
 LOAD_BYTES = 64 << 20
@@ -48,7 +50,7 @@ class Tender:
     #: whether its entries may say that results are discarded
     may_discard = True
 
-    def __init__(self, context: Context, view: RunView, holding: Holding, announce: Callable[[RunView], None]) -> None:
+    def __init__(self, context: Context, view: WaryView, holding: Holding, announce: Callable[[RunView], None]) -> None:
         self.context = context
         self.view = view
         self.holding = holding
@@ -348,6 +350,8 @@ class Tender:
                 since = context.clock.monotonic()
                 continue
             news = await self._look_at(targets)
+            if self.holding.blocked and all(_is_left_alone(view, shard) for view, shard in targets):
+                self.let_go(BLOCKED)  # what it waits for will not come
             if self.holding.news() or news:
                 since = context.clock.monotonic()
                 self._tell()
@@ -372,3 +376,8 @@ class Tender:
             if len(shards) == POLL_SHARDS:
                 break
         return shards
+
+
+def _is_left_alone(view: RunView, shard: ShardId) -> bool:
+    """Tell whether nobody here reads on in a shard, since an entry of it is not signed."""
+    return isinstance(view, WaryView) and shard in view.untrusted

@@ -16,11 +16,11 @@ from servers import REGION
 from test_survives import chains
 
 from burst_dask import Session, attach, sync
+from burst_dask.api.overview import list_sessions
 from burst_dask.aws.assets import TEMPLATE, asset
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.stack import read_stack
 from burst_dask.errors import ConfigError, CredentialsExpired, FleetError, StoreAccessDenied
-from burst_dask.overview import list_sessions
 from burst_dask.store import open_store
 
 EXPIRED = (400, "ExpiredTokenException", "The security token included in the request is expired")
@@ -29,7 +29,7 @@ EXPIRED = (400, "ExpiredTokenException", "The security token included in the req
 @pytest.fixture
 def store(ecs, tmp_path, monkeypatch):
     """A store in the stack's bucket; clients look after their fleet often."""
-    monkeypatch.setattr("burst_dask.guard.EACH_EVERY", 0.1)
+    monkeypatch.setattr("burst_dask.client.guard.EACH_EVERY", 0.1)
     monkeypatch.setattr("burst_dask.scaling.healer.SETTLED_AFTER", 1.0)
     monkeypatch.setattr("burst_dask.fleet.ecs.fleet.LOOK_EVERY", 0.2)
     monkeypatch.setattr("burst_dask.fleet.ecs.fleet._STOP_POLL", 0.1)
@@ -70,6 +70,28 @@ def test_a_session_on_ecs(sessions, ecs):
     assert ecs.running == []
 
 
+def test_workers_of_a_signed_session_read_its_key_in_secrets_manager(sessions, ecs, store, tmp_path, monkeypatch):
+    ecs.image["AWS_ENDPOINT_URL"] = ecs.endpoint
+    burst = sessions(workers=1, signed=True)
+    name = f"burst-dask/session/{burst.id}"
+    assert f"with the key in the secret {name} in {REGION}" in str(burst.status())
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    (request,) = ecs.names("RunTask")
+    (override,) = request["overrides"]["containerOverrides"]
+    told = {one["name"]: one["value"] for one in override["environment"]}
+    assert told["BURST_KEY"] == f"secretsmanager:{REGION}:{name}"
+    client = ecs.client("secretsmanager")
+    secret = client.get_secret_value(SecretId=name)["SecretBinary"]
+    assert secret.hex() not in str(ecs.calls) and str(secret) not in str(ecs.calls)
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("BURST_KEYS", str(tmp_path / "another machine"))
+        run = attach(burst.id, store=store, signed=True).compute(dask.delayed(sum)([1, 5]))
+        assert run.result(timeout=60) == (6,)
+    burst.cleanup(force=True)
+    assert name not in [one["Name"] for one in client.list_secrets()["SecretList"]]
+
+
 def test_a_lost_worker_is_replaced_and_results_are_right(sessions, ecs, marks):
     burst = sessions(workers=3, spot=True)
     values, expected = chains(marks, 20, 10)
@@ -79,7 +101,7 @@ def test_a_lost_worker_is_replaced_and_results_are_right(sessions, ecs, marks):
     assert run.result(timeout=120) == expected
     run.wait(timeout=60)
     check(burst, run.id)
-    wait_until(lambda: len(ecs.running) == 3 or burst._link.fleet.ensure(3))
+    wait_until(lambda: len(ecs.running) == 3 or sync.run(burst._link.start_workers(eager=True)))
     assert "one stopped: Spot took its machine back" in str(burst.status())
 
 
@@ -154,6 +176,23 @@ def test_workers_that_never_come_up(sessions, ecs, fault):
         run.result(timeout=60)
     assert any(words[fault] in note for note in burst.status().notes)
     burst.scale(0)
+
+
+def test_a_quota_that_is_smaller_than_the_fleet(sessions, ecs, marks):
+    """Nothing is asked for in vain, and the status says how to have more."""
+    ecs.quotas = {"L-3032A538": 0.6}
+    burst = sessions(workers=5, cpu=0.25)
+    run = burst.compute(*chains(marks, 2, 2, gate="gate")[0])
+    marks.wait("started", 1)
+    assert [request["count"] for request in ecs.names("RunTask")] == [2]
+    (note,) = burst.status().notes
+    assert note.startswith(
+        "of the 5 workers that were asked for, 2 can run at a time: Fargate: 0.6 vCPU at a time. Ask"
+    )
+    assert "aws service-quotas request-service-quota-increase" in note
+    marks.open("gate")
+    run.wait(timeout=60)
+    assert len(ecs.tasks) == 2 and burst.status().notes == ()
 
 
 def test_a_session_that_cannot_start_workers_leaves_nothing(sessions, ecs, store):
@@ -407,8 +446,16 @@ def test_workers_of_a_session_can_neither_read_nor_write_another_one(isolated, e
     assert dask.compute(found, scheduler=ours)[0] == ["done", "done", "denied", "denied", "denied"]
 
 
+def test_the_key_of_an_isolated_session_is_for_its_own_role_only(isolated, ecs):
+    ecs.image["AWS_ENDPOINT_URL"] = ecs.endpoint
+    burst = isolated(signed=True)
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    names = {one["Name"] for one in ecs.client("secretsmanager").list_secrets()["SecretList"]}
+    assert f"burst-dask/isolated/{burst.id}" in names and f"burst-dask/session/{burst.id}" not in names
+
+
 def test_a_lost_worker_of_an_isolated_session_is_replaced_by_one_with_the_same_role(isolated, ecs, marks, monkeypatch):
-    monkeypatch.setattr("burst_dask.guard.EACH_EVERY", 0.1)
+    monkeypatch.setattr("burst_dask.client.guard.EACH_EVERY", 0.1)
     monkeypatch.setattr("burst_dask.scaling.healer.SETTLED_AFTER", 1.0)
     monkeypatch.setattr("burst_dask.fleet.ecs.fleet.LOOK_EVERY", 0.2)
     burst = isolated(workers=2)

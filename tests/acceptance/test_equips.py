@@ -24,14 +24,14 @@ import msgspec
 import pytest
 from acting import QUICK
 
-import burst_dask.link
+import burst_dask
 from burst_dask import Session, attach, sync
 from burst_dask.errors import EnvironmentFailed, VersionMismatch
 from burst_dask.fleet import records
 from burst_dask.protocol import keys
 from burst_dask.protocol.records import Manifest, decode, encode
 
-HERE = Path(burst_dask.link.__file__).parents[1]
+HERE = Path(burst_dask.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -241,8 +241,8 @@ def test_a_worker_that_installs_is_alive_and_can_be_stopped(sessions, external, 
 @pytest.mark.parametrize("fleet", ["local", None])
 def test_packages_that_cannot_be_installed_are_told_to_who_waits(sessions, fleet, external, monkeypatch):
     """Nothing is lost and nobody tries for ever: the wait ends with what pip said, and so does the status."""
-    monkeypatch.setattr("burst_dask.guard.CHECK_BEATS_EVERY", 1.0)
-    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 1.0)
+    monkeypatch.setattr("burst_dask.client.guard.CHECK_BEATS_EVERY", 1.0)
+    monkeypatch.setattr("burst_dask.client.guard.CHECK_FLEET_EVERY", 1.0)
     burst = sessions(fleet=fleet, workers=3 if fleet else None, packages=["there-is-none"])
     supervisor = None if fleet else start_elsewhere(burst, external)
     run = burst.compute(dask.delayed(sum)([1, 2]))
@@ -281,7 +281,7 @@ def edit_manifest(burst, **changes):
 
 def test_another_dask_refuses(sessions, external, monkeypatch):
     """A worker whose pickles might not be understood takes no work; both versions are named."""
-    monkeypatch.setattr("burst_dask.guard.CHECK_BEATS_EVERY", 1.0)
+    monkeypatch.setattr("burst_dask.client.guard.CHECK_BEATS_EVERY", 1.0)
     burst = sessions(fleet=None)
     theirs = msgspec.structs.replace(burst._link.manifest.versions, dask="2020.1.0", python="3.9")
     burst = edit_manifest(burst, versions=theirs)
@@ -307,7 +307,7 @@ def test_other_differences_are_shown_once(sessions, external, monkeypatch):
     table = f"package   client  worker\nmsgspec   0.1     {ours}\nrasterio  1.4.3   not installed"
     assert note.endswith(f"the work goes on with what they have:\n{table}")
 
-    monkeypatch.setattr("burst_dask.guard.COMPARE_AFTER", 0.0)  # however short the wait is
+    monkeypatch.setattr("burst_dask.client.guard.COMPARE_AFTER", 0.0)  # however short the wait is
     again = attach(burst.id, store=burst.store)
     with pytest.warns(UserWarning, match="are not those that it was opened with") as caught:
         again.compute(dask.delayed(sum)([3, 4])).result(timeout=60)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import dask
 import pytest
 from acting import QUICK, until
@@ -35,7 +38,7 @@ def sessions(tmp_path):
 
 def test_a_session_that_has_spent_its_money_stops_and_goes_on_when_there_is_more(sessions, marks, monkeypatch):
     """No client is needed for it to stop: a task that hangs costs no more than was meant."""
-    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 0.3)
+    monkeypatch.setattr("burst_dask.client.guard.CHECK_FLEET_EVERY", 0.3)
     burst = sessions(workers=1, worker_price=360.0, max_cost=10.0)  # 0.10 USD a second
     assert burst.compute(dask.delayed(double)(4)).result(timeout=60) == (8,)
     run = burst.compute(dask.delayed(waits)(marks, "in", "gate"), dask.delayed(double)(5))
@@ -64,6 +67,31 @@ def test_a_fleet_that_adapts_has_no_more_workers_than_the_work_is_worth(sessions
     for wrong in ({"minimum": 3, "maximum": 2}, {"minimum": -1}, {"maximum": 0}, {"maximum": 1.5}):
         with pytest.raises(ConfigError):
             burst.adapt(**wrong)
+
+
+def behind(first, marks, name):
+    return waits(marks, name, "gate")
+
+
+def test_the_status_says_what_cannot_end_in_time(sessions, marks):
+    """And what would help."""
+    burst = sessions(workers=1, session_timeout=60.0)
+    first = dask.delayed(time.sleep)(0.5)
+    run = burst.compute(*[dask.delayed(behind)(first, marks, f"task {number}") for number in range(200)])
+    until(lambda: run.status().completed == 1)
+    (note,) = burst.status().notes
+    assert re.search(r"what waits takes one worker 1 min .*, and the session ends in 5\d s: burst extend", note)
+    assert f"or burst scale {burst.id} " in note and "what waits takes" in str(burst.status())
+    burst.extend(3600)
+    assert burst.status().notes == ()
+
+    burst.adapt(minimum=1, maximum=1, within=30.0)
+    assert "and should be done in" in burst.status().notes[0]
+    with pytest.raises(ConfigError, match="within"):
+        burst.adapt(maximum=2, within=0)
+    marks.open("gate")
+    run.wait(timeout=120)
+    assert burst.status().notes == ()
 
 
 @pytest.mark.parametrize("cost", [0, -1, "10", True, float("inf"), float("nan")])

@@ -108,6 +108,7 @@ def test_create(sessions, place):
         ({"name": "nightly\n"}, "must be a line of 1 to 200 characters without spaces around it"),
         ({"workers": "many"}, "workers='many': must be a whole number"),
         ({"sesion_timeout": 5}, "did you mean 'session_timeout'"),
+        ({"signed": "my own key"}, "signed: must be True or False; the key is made, and never given"),
     ],
 )
 def test_create_with_bad_input(place, asked, message):
@@ -206,7 +207,7 @@ def test_more_workers_from_anywhere(sessions, place, marks):
 
 
 def test_past_its_deadline_a_session_can_be_read_and_extended(sessions, place, marks, monkeypatch):
-    monkeypatch.setattr("burst_dask.guard.CHECK_FLEET_EVERY", 0.3)
+    monkeypatch.setattr("burst_dask.client.guard.CHECK_FLEET_EVERY", 0.3)
     session = sessions(workers=1, session_timeout=3)
     done = session.compute(dask.delayed(double)(4))
     assert done.result(timeout=60) == (8,)  # who waits keeps the session alive

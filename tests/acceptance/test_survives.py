@@ -209,6 +209,6 @@ def test_a_worker_of_another_version_refuses(sessions, external):
     run = burst.compute(dask.delayed(1))
     assert start_worker(burst, external).wait(timeout=30) == 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("burst_dask.guard.CHECK_BEATS_EVERY", 0.1)
+        patch.setattr("burst_dask.client.guard.CHECK_BEATS_EVERY", 0.1)
         with pytest.raises(VersionMismatch, match=r"Python .* here, 2\.7 in the client"):
             run.result(timeout=30)

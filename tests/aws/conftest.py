@@ -25,6 +25,7 @@ SERVICES = (
     "iam",
     "logs",
     "s3",
+    "secretsmanager",
     "service-quotas",
     "sts",
 )
@@ -118,6 +119,7 @@ def kept_account(account_server: str) -> Account:
             "autoscaling",
             "service-quotas",
             "codebuild",
+            "secretsmanager",
             "scheduler",
         ]:
             account.clients.client(service)

@@ -1,11 +1,12 @@
 """A stand-in for ECS: it starts, as processes of this machine, the very command and environment that RunTask names.
 
 It is a small HTTP server in front of moto. What concerns tasks (RunTask, ListTasks, DescribeTasks, StopTask) it answers
-itself; everything else, also of ECS, goes to moto. A task's process gets a clean environment: what an image and ECS
-give it, the task definition's and the override's, and nothing of whoever runs the tests. What it writes goes to the
-log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
+itself, as well as quotas; everything else, also of ECS, goes to moto. A task's process gets a clean environment: what
+an image and ECS give it, the task definition's and the override's, and nothing of whoever runs the tests. What it
+writes goes to the log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
 
-What tasks with the role of a single session or of the schedule ask of S3 is held to what that role allows.
+What tasks with the role of a single session or of the schedule ask of S3, and of Secrets Manager, is held to what
+that role allows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -233,6 +235,8 @@ class EcsStandIn:
         self.missing_images: set[str] = set()
         #: the clock
         self.now = time.time
+        #: quotas of processors by their codes
+        self.quotas: dict[str, float] = {}
         #: capacity providers whose tasks wait for a machine
         self.without_machines: set[str] = set()
         self.tasks: list[RunningTask] = []
@@ -339,6 +343,18 @@ class EcsStandIn:
         )
         return next(task for task in self.tasks if task.arn == answer["tasks"][0]["taskArn"])
 
+    def refused(self, method: str, url: str, headers: Message, body: bytes) -> Any:
+        """Return the answer to a request that IAM would refuse, as status, body and headers; None to any other."""
+        service, _, call = headers.get("X-Amz-Target", "").partition(".")
+        authorization = headers.get("Authorization", "")
+        if service == "secretsmanager" and self.keeps(body, call, authorization):
+            said = {"__type": "AccessDeniedException", "message": f"not authorized to perform: {service}:{call}"}
+            return 400, json.dumps(said).encode(), {"Content-Type": "application/x-amz-json-1.1"}
+        if not service and self.refuses(method, url, authorization):
+            text = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            return 403, text.encode(), {"Content-Type": "application/xml"}
+        return None
+
     def refuses(self, method: str, url: str, authorization: str) -> bool:
         """Tell whether IAM would refuse a request to S3, of a task whose role is known here."""
         task = next((task for task in self.tasks if task.is_held and f"={task.key}/" in authorization), None)
@@ -353,6 +369,12 @@ class EcsStandIn:
         prefix = {"s3__prefix": query["prefix"][0]} if "prefix" in query else {}
         wanted = "s3:ListBucket" if method == "GET" and "list-type" in query else f"s3:Unknown{method}"
         return not self._may(task.role, wanted, f"arn:aws:s3:::{bucket}", **prefix)
+
+    def keeps(self, body: bytes, call: str, authorization: str) -> bool:
+        """Tell whether IAM would refuse a request to Secrets Manager, of a task whose role is known here."""
+        task = next((task for task in self.tasks if task.is_held and f"={task.key}/" in authorization), None)
+        secret = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:{json.loads(body).get('SecretId')}-AbCdEf"
+        return task is not None and not self._may(task.role, f"secretsmanager:{call}", secret)
 
     def _may(self, role: str, action: str, resource: str, **context: str) -> bool:
         if role in self.healers:
@@ -386,6 +408,7 @@ class EcsStandIn:
                 "DescribeTasks": self._describe_tasks,
                 "StopTask": self._stop_task,
                 "RegisterTaskDefinition": self._register,
+                "GetServiceQuota": self._quota,
             }
             answer = known[call](request) if call in known else None
             return LOST if found == LOST else answer
@@ -445,6 +468,10 @@ class EcsStandIn:
                 return {"task": task.told()}
         return 400, "InvalidParameterException", "The referenced task was not found."
 
+    def _quota(self, request: dict[str, Any]) -> Any:
+        """Answer for an account that may have as many as its quotas say, and enough of what they do not tell."""
+        return {"Quota": {"QuotaCode": request["QuotaCode"], "Value": self.quotas.get(request["QuotaCode"], 1024.0)}}
+
     def _register(self, request: dict[str, Any]) -> Any:
         """Refuse what Fargate has not; moto would not mind."""
         if "FARGATE" not in request.get("requiresCompatibilities", ()):
@@ -467,14 +494,13 @@ class EcsStandIn:
             def handle_one(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 service, _, call = self.headers.get("X-Amz-Target", "").partition(".")
-                if service.startswith("AmazonEC2ContainerService"):
+                if service.startswith(("AmazonEC2ContainerService", "ServiceQuotas")):
                     answer = stand_in.answer(call, json.loads(body or b"{}"))
                     if answer is not None:
                         self.tell(answer)
                         return
-                elif stand_in.refuses(self.command, self.path, self.headers.get("Authorization", "")):
-                    said = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-                    self.send(403, said.encode(), {"Content-Type": "application/xml"})
+                elif refused := stand_in.refused(self.command, self.path, self.headers, body):
+                    self.send(*refused)
                     return
                 host = urlsplit(stand_in.moto).netloc
                 connection = http.client.HTTPConnection(host, timeout=60)

@@ -8,6 +8,7 @@ import pytest
 import servers
 from botocore.exceptions import ClientError
 
+from burst_dask.aws import secrets, teardown
 from burst_dask.aws.stack import read_stack
 
 BUCKET = "burst-dask-123456789012-us-east-1"
@@ -57,7 +58,7 @@ def running(filled):
 
 def test_keeps_data_unless_told(filled, burst):
     shown = burst("teardown", "aws", input="y\n")
-    assert shown.exit_code == 0
+    assert shown.exit_code == 0, shown.output
     assert (
         f"removes the stack burst-dask in us-east-1 with its images and logs, and not the bucket {BUCKET}"
         in shown.output
@@ -67,6 +68,49 @@ def test_keeps_data_unless_told(filled, burst):
     deleted = filled.asked("ecr:BatchDeleteImage")
     assert [id["imageTag"] for one in deleted for id in one["imageIds"]] == ["t-arm64"]
     assert not filled.asked("s3:DeleteObjects")
+
+
+@pytest.fixture
+def signed(filled):
+    """… and with keys of signed sessions, of this stack and of others."""
+    for session in ("k3w9x2mq", "7gfh2yab"):
+        secrets.create(filled.clients, secrets.secret_name("burst-dask", session, session[0] == "7"), bytes(32))
+    secrets.create(filled.clients, secrets.secret_name("burst-dask-2", "k3w9x2mq"), bytes(32))
+    client = filled.clients.client("secretsmanager")
+    client.create_secret(Name="burst-dask/session/mine", SecretString="somebody's, of such a name")
+    filled.calls.clear()
+    return filled
+
+
+def names_of_secrets(account):
+    return {one["Name"] for one in account.clients.client("secretsmanager").list_secrets()["SecretList"]}
+
+
+OTHERS = {"burst-dask-2/session/k3w9x2mq", "burst-dask/session/mine"}
+KEYS = {"burst-dask/session/k3w9x2mq", "burst-dask/isolated/7gfh2yab"}
+
+
+def test_keys_of_signed_sessions_stay_with_their_data(signed, burst):
+    shown = burst("teardown", "aws", "--yes")
+    assert "2 keys of signed sessions in Secrets Manager stay with it, at 0.40 USD a month each" in shown.output
+    assert names_of_secrets(signed) == OTHERS | KEYS
+
+
+def test_keys_of_signed_sessions_go_with_their_data(signed, burst, monkeypatch):
+    monkeypatch.setattr(teardown, "delete_bucket", lambda clients, bucket: None)
+    shown = burst("teardown", "aws", "--yes", "--data")
+    assert "2 keys of signed sessions in Secrets Manager are deleted, too." in shown.output
+    assert names_of_secrets(signed) == OTHERS
+
+
+def test_without_the_right_to_list_secrets_keys_stay_and_that_is_told(signed, burst):
+    signed.denies("secretsmanager:ListSecrets")
+    assert (
+        "Whether keys of signed sessions are in Secrets Manager is not known"
+        in burst("teardown", "aws", "--yes").output
+    )
+    signed.allows("secretsmanager:ListSecrets")
+    assert names_of_secrets(signed) == OTHERS | KEYS
 
 
 def test_asks(filled, burst):
@@ -281,7 +325,13 @@ CALLS = {
     "ecr:BatchDeleteImage",
 }
 #: Without them a bucket counts as that of somebody else, and is not deleted.
-SPARED = {"sts:GetCallerIdentity", "s3:HeadBucket", "s3:GetBucketTagging", "ecr:DescribeImages"}
+SPARED = {
+    "sts:GetCallerIdentity",
+    "s3:HeadBucket",
+    "s3:GetBucketTagging",
+    "ecr:DescribeImages",
+    "secretsmanager:ListSecrets",  # without it keys of signed sessions stay, and that is told
+}
 
 
 def test_these_are_all_calls(running, burst):
@@ -313,7 +363,7 @@ def calls_of(account, burst):
 
 
 def test_without_the_right_to_know_a_bucket_is_not_deleted(running, burst):
-    for call in SPARED - {"ecr:DescribeImages"}:
+    for call in SPARED - {"ecr:DescribeImages", "secretsmanager:ListSecrets"}:
         running.clients._made.pop("identity", None)
         running.denies(call)
         shown = burst("teardown", "aws", "--yes", "--stop-tasks", "--data")

@@ -10,6 +10,7 @@ import sysconfig
 import pytest
 from iam import ARN, BUCKET, CLUSTER, STACK, TEMPLATE, Filled, listed
 
+from burst_dask.aws import secrets
 from burst_dask.aws.assets import asset
 from burst_dask.aws.stack import Stack
 from burst_dask.protocol import keys
@@ -103,12 +104,44 @@ def test_an_object_that_is_not_there_is_404_for_workers():
     assert list(condition) == ["StringLikeIfExists"]
 
 
+#: Actions that can be allowed for all resources only.
+KNOW_NO_RESOURCE = {
+    "ecr:GetAuthorizationToken",
+    "ecs:ListTasks",
+    "servicequotas:GetServiceQuota",
+    "servicequotas:GetAWSDefaultServiceQuota",
+}
+
+
+def test_workers_read_keys_of_their_stacks_sessions_and_make_none():
+    found = {
+        role: [one for one in statements(role) if "secretsmanager" in str(one["Action"])]
+        for role in of_kind("AWS::IAM::Role")
+    }
+    (ours,), (healers,) = found.pop("TaskRole"), found.pop("HealerRole")
+    assert not any(found.values()), "only tasks, and the schedule, which reads and continues logs, have to do with keys"
+    assert healers["Action"] == "secretsmanager:GetSecretValue"
+    assert ours["Action"] == "secretsmanager:GetSecretValue"
+    here = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:"
+    assert ours["Resource"] == {"Sub": here + "${AWS::StackName}/session/*"}
+    prefix = ours["Resource"]["Sub"].removeprefix(here).replace("${AWS::StackName}", "stack")
+    assert fnmatch.fnmatchcase(secrets.secret_name("stack", "k3w9x2mq") + "-AbCdEf", prefix)
+    assert not fnmatch.fnmatchcase(secrets.secret_name("stack", "k3w9x2mq", isolated=True) + "-AbCdEf", prefix)
+
+
+def test_private_workers_reach_secrets_manager():
+    services = [one["ServiceName"]["Sub"] for one in of_kind("AWS::EC2::VPCEndpoint").values()]
+    assert "com.amazonaws.${AWS::Region}.secretsmanager" in services
+    endpoints = [one for one in of_kind("AWS::EC2::VPCEndpoint").values() if one["VpcEndpointType"] == "Interface"]
+    assert len(endpoints) == 7 and all(one["PrivateDnsEnabled"] for one in endpoints)
+
+
 @pytest.mark.parametrize("role", ["TaskRole", "ExecutionRole", "BuilderRole", "HealerRole", "ScheduleRole"])
 def test_no_role_may_do_all(role):
     for statement in statements(role):
         assert "*" not in "".join(listed(statement["Action"])), statement
         if statement["Resource"] == "*":
-            assert statement["Action"] in ("ecr:GetAuthorizationToken", "ecs:ListTasks"), statement
+            assert set(listed(statement["Action"])) <= KNOW_NO_RESOURCE, statement
 
 
 def test_workers_pass_their_own_roles_to_ecs_only():

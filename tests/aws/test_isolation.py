@@ -9,7 +9,8 @@ import iam
 import pytest
 from iam import ACCOUNT, ARN, BUCKET, CLUSTER, Filled
 
-from burst_dask import Session, fleets
+from burst_dask import Session
+from burst_dask.api import fleets
 from burst_dask.aws import isolation
 from burst_dask.aws.stack import Stack
 from burst_dask.errors import AccessDenied, CloudUnavailable

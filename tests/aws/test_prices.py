@@ -42,6 +42,19 @@ def test_fargate_as_the_price_list_says(account: Any, arch: str, usages: tuple[s
     assert price.source == "the AWS Price List"
 
 
+def test_the_price_of_spot_is_not_taken_for_that_of_others(account: Any) -> None:
+    """Bills have such usage types, and a limit of costs must hold."""
+    spot = [
+        product("EU-SpotUsage-Fargate-vCPU-Hours:perCPU", "0.01"),
+        product("EU-SpotUsage-Fargate-GB-Hours", "0.001"),
+    ]
+    account.answers("pricing:GetProducts", listed(*spot))
+    assert prices.TABLE_DATE in prices.of_fargate(account.clients, SIZE, "x86_64").source
+    others = [product("Fargate-vCPU-Hours:perCPU", "0.05"), product("Fargate-GB-Hours", "0.005")]
+    account.answers("pricing:GetProducts", listed(*spot, *others))
+    assert prices.of_fargate(account.clients, SIZE, "x86_64").hourly == pytest.approx(4 * 0.05 + 16 * 0.005)
+
+
 def test_fargate_by_the_table_where_aws_does_not_say(account: Any) -> None:
     account.denies("pricing:GetProducts")
     price = prices.of_fargate(account.clients, SIZE, "x86_64")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -17,6 +19,7 @@ from burst_dask import Session, attach
 from burst_dask.errors import ConfigError, FleetError
 from burst_dask.fleet import cluster as cluster_fleet
 from burst_dask.fleet.cluster import ClusterFleet, address_of_default, spread
+from burst_dask.store.signing import key_in
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,30 @@ def test_a_session_inside_a_cluster(cluster: LocalCluster, tmp_path: Path) -> No
     finally:
         burst.cleanup(force=True)
     assert ClusterFleet(burst.id, burst.store, cluster.scheduler_address).alive() == 0
+
+
+def test_the_key_of_a_signed_session_goes_by_the_clusters_own_messages(cluster: LocalCluster, tmp_path: Path) -> None:
+    with Client(cluster):
+        burst = Session(str(tmp_path / "store"), fleet="distributed", progress=False, signed=True, **QUICK)
+    try:
+        assert burst.submit(double, 21).result(timeout=60) == 42
+        key = key_in(burst._link.store, burst.id)
+        assert key is not None
+        until(lambda: burst.status().workers.alive == 2)
+        told, places = [repr(burst._link.fleet._arguments)], []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # others come and go
+                words = process.cmdline()
+                if burst.id in " ".join(words):
+                    told.append(str(process.environ()) + str(words))
+                    places += [place for option, place in itertools.pairwise(words) if option == "--key"]
+        assert len(told) >= 1 + 4, "supervisors and workers"
+        assert not any(key.secret.hex() in text or str(key.secret) in text for text in told)
+        beside = places[0]
+        assert Path(beside).stat().st_mode & 0o777 == 0o600
+    finally:
+        burst.cleanup(force=True)
+    assert not Path(beside).exists()
 
 
 def test_spread_fills_up_where_the_fewest_are() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from burst_dask import Session, sync
+from burst_dask.client.submission import Asked
 from burst_dask.clock import Entropy
 from burst_dask.errors import UnknownId
 from burst_dask.journal import names
@@ -15,7 +16,6 @@ from burst_dask.journal.names import find_task
 from burst_dask.journal.view import PARALLEL, RunView
 from burst_dask.protocol import keys
 from burst_dask.store import Span, Store, open_store
-from burst_dask.submission import Asked
 
 
 class Together:

@@ -138,7 +138,10 @@ def test_a_fleet_has_a_size_or_a_range() -> None:
     state = log(Open(), Scale(3))
     assert (state.minimum, state.workers) == (3, 3)
     state = log(Open(), Scale(3), Adapt(1, 50))
-    assert (state.minimum, state.workers) == (1, 50)
+    assert (state.minimum, state.workers, state.done_by) == (1, 50, 0.0)
+    assert log(Open(), Adapt(1, 50, 900.0)).done_by == 900.0
+    assert log(Open(), Adapt(1, 50, 900.0), Adapt(1, 40)).done_by == 0.0
+    assert log(Open(), Adapt(1, 50, 900.0), Scale(3)).done_by == 0.0
 
 
 def test_starts_are_known_by_their_numbers_until_fewer_are_wanted() -> None:
@@ -165,5 +168,6 @@ def test_what_becomes_of_fleets_and_money_in_plain_words() -> None:
 
     assert told(Start(3)) == "w1 was about to start 3 workers"
     assert told(Adapt(1, 9)) == "1 to 9 workers were asked for, as the work is worth"
+    assert told(Adapt(1, 9, 600.0)).endswith("as the work is worth, which should be done in 600 s")
     assert told(Afford(10.0)) == "the session may cost 10.00 USD"
     assert told(Halt(4.9, 5.0)) == "4.90 of 5.00 USD were spent: the work stops"

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from burst_dask import submission
+from burst_dask.client import submission
 from burst_dask.journal import log, needs
 from burst_dask.journal.needs import FOR_EVER, Needs, Shape
 from burst_dask.journal.outcomes import TaskOutcome

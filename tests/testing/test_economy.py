@@ -7,16 +7,16 @@ from collections import Counter
 
 import pytest
 
+from burst_dask.client.link import Link
+from burst_dask.client.watching import Watch
 from burst_dask.clock import Entropy
 from burst_dask.config import Settings
 from burst_dask.journal.view import RunView
-from burst_dask.link import Link
 from burst_dask.protocol.records import Entry, decode_with_end
 from burst_dask.testing.bucket import Bucket, Network
 from burst_dask.testing.loop import VirtualLoop
 from burst_dask.testing.machines import Client, Job, Worker
 from burst_dask.testing.work import Graph, Work
-from burst_dask.watching import Watch
 
 
 def entries(workers: int, tasks: int, seconds: float) -> Counter[str]:

@@ -232,7 +232,7 @@ async def test_a_closed_session_ends_its_workers() -> None:
 
 
 async def test_an_idle_worker_ends() -> None:
-    stage = await Stage(idle_timeout=0.1).open()
+    stage = await Stage(idle_timeout=0.1, idle_poll_max=0.03).open()  # it looks several times before
     stage.start()
     assert await stage.agents.pop("w") == "idle"
 

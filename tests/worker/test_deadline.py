@@ -124,3 +124,15 @@ async def test_a_long_log_is_dated_by_two_requests() -> None:
         await one.stage.append(Attach("client"))
     assert one.stage.state.sign == 1500
     assert (await one.passed())[1] == 4
+
+
+async def test_the_time_of_the_store_is_read_once_an_hour() -> None:
+    one = await case(wrong=-2 * HOUR)
+    before = sum(requests_of(one.stage.store).values())
+    assert abs(await one.deadline.now() - one.stage.clock.wall()) < 60
+    one.clock.passed = 100.0
+    assert abs(await one.deadline.now() - one.stage.clock.wall() - 100.0) < 60
+    assert sum(requests_of(one.stage.store).values()) - before == 2
+    one.clock.passed = deadline.ASK_EVERY
+    await one.deadline.now()
+    assert sum(requests_of(one.stage.store).values()) - before == 4

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from stage import Stage, Task
 
+from burst_dask.client.replaying import prepare
 from burst_dask.errors import ConfigError, ResultDiscarded, StoreUnavailable
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
@@ -20,7 +21,6 @@ from burst_dask.protocol.frames import seal
 from burst_dask.protocol.keys import RunId, WorkerId
 from burst_dask.protocol.records import Claim, Commit, Discard, Location, Outcomes
 from burst_dask.protocol.shard import Shard
-from burst_dask.replaying import prepare
 from burst_dask.serialize import dumps
 from burst_dask.store.base import Store
 from burst_dask.testing.facts import garbage, gather

@@ -11,13 +11,13 @@ import pytest
 from stage import Stage, Task
 
 from burst_dask import serialize
+from burst_dask.client.tasklogs import Reader
 from burst_dask.errors import CorruptObject, StoreUnavailable, WorkerLost
 from burst_dask.journal import log
 from burst_dask.protocol import keys
 from burst_dask.protocol.bitmap import Bitmap
 from burst_dask.protocol.keys import WorkerId
 from burst_dask.protocol.records import Claim, Commit, Ended, Logs, Takeover, decode, encode
-from burst_dask.tasklogs import Reader
 
 
 class Recording:

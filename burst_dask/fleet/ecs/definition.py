@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -66,7 +66,15 @@ def task_definition(plan: EcsPlan) -> dict[str, Any]:
 
 
 def run_request(
-    plan: EcsPlan, definition: str, session: SessionId, store: str, provider: str, count: int, number: int = -1
+    plan: EcsPlan,
+    definition: str,
+    session: SessionId,
+    store: str,
+    provider: str,
+    count: int,
+    number: int,
+    *,
+    key: str = "",
 ) -> dict[str, Any]:
     """Return a RunTask request, but for its token.
 
@@ -79,7 +87,9 @@ def run_request(
     provider
         One of `EcsPlan.providers`.
     number
-        Of the start that the tasks belong to (`burst_dask.scaling`); -1 when it has none.
+        Of the start that the tasks belong to (`burst_dask.scaling`).
+    key
+        Where the key of a signed session is, and never the key itself: who may describe tasks sees their environments.
     """
     stack = plan.stack
     tags = {**plan.tags, STACK_TAG: stack.name, SESSION_TAG: session}
@@ -91,6 +101,8 @@ def run_request(
         "BURST_THREADS": str(plan.threads),
         "BURST_MEMORY_LIMIT": str(plan.worker_memory),
     }
+    if key:
+        environment["BURST_KEY"] = key
     request: dict[str, Any] = {
         "cluster": stack.cluster,
         "taskDefinition": definition,
@@ -134,40 +146,34 @@ def started_by(session: SessionId) -> str:
 def group_of(session: SessionId, number: int) -> str:
     """Return what ECS keeps of each task's start.
 
-    >>> group_of(SessionId("k3w9x2mq"), 7), group_of(SessionId("k3w9x2mq"), -1)
-    ('burst-k3w9x2mq-7', 'burst-k3w9x2mq')
+    >>> group_of(SessionId("k3w9x2mq"), 7)
+    'burst-k3w9x2mq-7'
     """
-    return started_by(session) if number < 0 else f"{started_by(session)}-{number}"
+    return f"{started_by(session)}-{number}"
 
 
 def number_of(group: str, session: SessionId) -> int:
-    """Return the number of the start that `group_of` was made from.
+    """Return the number of the start that `group_of` was made from; -1 for any other group.
 
-    >>> [number_of(group_of(SessionId("k3w9x2mq"), number), SessionId("k3w9x2mq")) for number in (7, -1)]
+    >>> [number_of(group, SessionId("k3w9x2mq")) for group in (group_of(SessionId("k3w9x2mq"), 7), "by hand")]
     [7, -1]
     """
     number = group.removeprefix(f"{started_by(session)}-")
     return int(number) if number.isdecimal() else -1
 
 
-def client_token(request: Mapping[str, Any], known: Iterable[str], attempt: int, hour: int) -> str:
+def client_token(request: Mapping[str, Any], call: int) -> str:
     """Return the token by which ECS knows that two requests are the same one, and does the second one not again.
 
-    It tells what was asked for, and what there was before: the tasks of the session that were `known`. So a retry
-    whose first answer was lost starts nothing more, and of several clients that see the same fleet and miss the same
-    workers, all together start one batch.
+    The request names the start that its tasks belong to, of which there is one only. So a retry whose first answer was
+    lost starts nothing more, also when what the first one started has ended meanwhile.
 
     Parameters
     ----------
-    known
-        ARNs of the session's tasks that ECS knows, also of those that have stopped.
-    attempt
-        How often the same was asked for before, and nothing came of it.
-    hour
-        Hours since 1970. ECS keeps a token for a day, and a stopped task for an hour: without it, a fleet that is
-        started anew would be taken for one that has ended, once that is forgotten.
+    call
+        Which of the start's calls it is: a start is several batches, and what is refused is asked for again.
     """
-    return f"burst-{_digest([dict(request), sorted(known), attempt, hour], 40)}"
+    return f"burst-{_digest([dict(request), call], 40)}"
 
 
 def stream_name(task: str) -> str:

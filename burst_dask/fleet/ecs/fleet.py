@@ -6,24 +6,29 @@ import asyncio
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from burst_dask.aws import isolation
 from burst_dask.aws.clients import Clients
 from burst_dask.clock import Entropy, PausingClock, SystemClock
-from burst_dask.errors import BurstError, CloudError, ConfigError
+from burst_dask.errors import BurstError, CloudError
 from burst_dask.fleet.base import ProcessLog
-from burst_dask.fleet.ecs import words
+from burst_dask.fleet.ecs import bounding, words
 from burst_dask.fleet.ecs.definition import STOP_TIMEOUT, number_of, stream_name
 from burst_dask.fleet.ecs.launching import Launch, Launcher
 from burst_dask.fleet.ecs.logs import Logs
-from burst_dask.fleet.ecs.plan import WITH_FALLBACK, EcsPlan
+from burst_dask.fleet.ecs.plan import EC2, FARGATE, WITH_FALLBACK, EcsPlan
 from burst_dask.fleet.ecs.tasks import OVER, Task, Tasks
 from burst_dask.protocol.keys import SessionId
+from burst_dask.scaling.sizing import Bound
 
-#: Seconds between looks at the tasks while they are as many as wanted: clients that wait look more often than that.
+#: Seconds between looks at what became of tasks: who watches asks more often than that.
 LOOK_EVERY = 15.0
+#: Seconds between looks at the account's quotas, which change seldom.
+QUOTA_EVERY = 3600.0
+#: Seconds from RunTask until a worker works. Fargate takes 30 to 60; an instance has to be started before as a rule.
+BOOT = {FARGATE: 60.0, EC2: 180.0}
 #: Seconds within which a listing shows what was started.
 SHOWN_WITHIN = 120.0
 #: Seconds that a task waits for a machine of Spot before another one is taken, if the plan allows for it …
@@ -60,6 +65,8 @@ class EcsFleet:
         What each worker is.
     opened
         When the session was opened, in seconds since 1970: logs are searched from there.
+    key
+        Where the key of a signed session is (`burst_dask.trust.keyring`); empty for one that is not.
     clients, clock, entropy
         Those of this machine, unless a test brings others.
     """
@@ -71,12 +78,14 @@ class EcsFleet:
         plan: EcsPlan,
         *,
         opened: float = 0.0,
+        key: str = "",
         clients: Clients | None = None,
         clock: PausingClock | None = None,
         entropy: Entropy | None = None,
     ) -> None:
         self.plan = plan
         self._session, self._store_url, self._opened = session, store_url, opened
+        self._key = key
         self._clients = clients
         self._clock: PausingClock = clock or SystemClock()
         self._entropy = entropy or Entropy()
@@ -86,32 +95,18 @@ class EcsFleet:
         self._unlisted: dict[str, float] = {}
         #: task -> number of its start, of those that were seen
         self._numbers: dict[str, int] = {}
-        self._looked: tuple[int, float] | None = None
         self._spot_rests_until = float("-inf")
+        #: what bounds it, and until when that is good enough
+        self._bounded: tuple[Bound | None, float] = (None, float("-inf"))
         #: notes, and until when they are good enough
         self._noted: tuple[list[str], float] = ([], float("-inf"))
 
     # ------------------------------------------------------------------ Fleet
 
-    def start(self, count: int) -> None:
-        """Start `count` workers; they take a minute or so to come up."""
-        if count < 0:
-            raise ConfigError(f"{count} workers cannot be started")
-        with self._lock:
-            self._launch(count, self._alive())
-
-    def ensure(self, workers: int) -> int:
-        """Start what is missing to `workers`; return how many that were.
-
-        Workers that come up count. It looks at most every `LOOK_EVERY` seconds.
-        """
-        with self._lock:
-            if not self._is_due(workers):
-                return 0
-            alive = self._without_stuck(self._alive())
-            started = self._launch(workers - len(alive), alive) if workers > len(alive) else 0
-            self._looked = (workers, self._clock.monotonic() + LOOK_EVERY)
-            return started
+    @property
+    def boot(self) -> float:
+        """Seconds until a worker that is started now works."""
+        return BOOT[self.plan.launch_type]
 
     async def counted(self) -> dict[int, int]:
         """Return how many workers run or come up, by the number of their start; others under -1."""
@@ -126,9 +121,16 @@ class EcsFleet:
         past = await asyncio.to_thread(self._past)
         return sum(task.ended_in_order and self._clock.wall() - task.stopped_at < IDLE_REST for task in past)
 
-    async def begin(self, number: int, workers: int) -> None:
-        """Start workers as start `number`, of which there is one asker only (`burst_dask.scaling.healer`)."""
-        await asyncio.to_thread(self._begin, number, workers)
+    async def begin(self, number: int, workers: int, still: Callable[[], bool] = lambda: True) -> None:
+        """Start workers as start `number`, which nobody else carries out; see `burst_dask.scaling.healer.Elastic`."""
+        await asyncio.to_thread(self._begin, number, workers, still)
+
+    async def bound(self) -> Bound | None:
+        """Return how many workers the account's quotas allow for; None when they are not known.
+
+        AWS is asked once in `QUOTA_EVERY` at most.
+        """
+        return await asyncio.to_thread(self._bound)
 
     def reduce(self, workers: int) -> None:
         """Stop what is more than `workers`: first those that do not run yet, then the newest."""
@@ -233,12 +235,19 @@ class EcsFleet:
     # ------------------------------------------------------------------ how
 
     @property
+    def _own_clients(self) -> Clients:
+        if self._clients is None:
+            self._clients = Clients.of(region=self.plan.stack.region)
+        return self._clients
+
+    @property
     def _place(self) -> _Place:
         with self._lock:
             if self._there is None:
-                clients = self._clients or Clients.of(region=self.plan.stack.region)
-                stack = self.plan.stack
-                launcher = Launcher(clients, self.plan, self._session, self._store_url, self._clock, self._entropy)
+                clients, stack = self._own_clients, self.plan.stack
+                launcher = Launcher(
+                    clients, self.plan, self._session, self._store_url, self._clock, self._entropy, self._key
+                )
                 self._there = _Place(Tasks(clients, stack, self._session), launcher, Logs(clients, stack))
             return self._there
 
@@ -254,17 +263,20 @@ class EcsFleet:
         with self._lock:
             return self._place.tasks.stopped()
 
-    def _begin(self, number: int, workers: int) -> None:
+    def _begin(self, number: int, workers: int, still: Callable[[], bool]) -> None:
         with self._lock:
-            self._launch(workers, self._alive(), number)
+            self._launch(workers, number, still)
+
+    def _bound(self) -> Bound | None:
+        with self._lock:
+            bound, until = self._bounded
+            if self._clock.monotonic() >= until:
+                bound = bounding.bound_of(self._own_clients, self.plan)
+                self._bounded = bound, self._clock.monotonic() + QUOTA_EVERY
+            return bound
 
     def _forget_notes(self) -> None:
         self._noted = [], float("-inf")
-
-    def _is_due(self, workers: int) -> bool:
-        """Tell whether it is time to look again whether there are so many."""
-        looked = self._looked
-        return looked is None or looked[0] != workers or self._clock.monotonic() >= looked[1]
 
     def _alive(self) -> list[str]:
         """Return the ARNs of tasks that run or come up, and are not to end; the lock must be held."""
@@ -279,21 +291,17 @@ class EcsFleet:
                 del self._unlisted[arn]
         return [*listed, *self._unlisted]
 
-    def _launch(self, count: int, alive: list[str], number: int = -1) -> int:
-        """Start workers; return how many. The lock must be held."""
-        if not count:
-            return 0
+    def _launch(self, count: int, number: int, still: Callable[[], bool]) -> None:
+        """Start workers. The lock must be held."""
         self._forget_notes()
-        place, now = self._place, self._clock.monotonic()
-        known = [*alive, *place.tasks.past()] if number < 0 else []  # a number tells starts apart by itself
-        launch = place.launcher.launch(count, known, avoid_spot=now < self._spot_rests_until, number=number)
+        there, now = len(self._alive()), self._clock.monotonic()
+        launch = self._place.launcher.launch(count, number, still, avoid_spot=now < self._spot_rests_until)
         if launch.spot_short:
             self._spot_rests_until = self._clock.monotonic() + SPOT_REST
         self._unlisted.update(dict.fromkeys(launch.tasks, self._clock.monotonic()))
         self._numbers.update(dict.fromkeys(launch.tasks, number))
         if launch.shortfall is not None:
-            self._tell(count, launch, len(alive))
-        return len(launch.tasks)
+            self._tell(count, launch, there)
 
     def _tell(self, count: int, launch: Launch, there: int) -> None:
         """Say that there are fewer workers than wanted; raise if there are none."""
@@ -325,7 +333,6 @@ class EcsFleet:
     def _end(self, arns: Iterable[str], reason: str, grace: float = 5.0) -> None:
         """Stop tasks, and wait until their containers do not run any more. The lock must be held."""
         left = list(arns)
-        self._looked = None
         self._forget_notes()
         if not left:
             return

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.clock import Entropy, PausingClock
-from burst_dask.errors import AccessDenied, CloudError, CloudUnavailable
+from burst_dask.errors import AccessDenied, CloudError, CloudLimit, CloudUnavailable
 from burst_dask.fleet.ecs import words
 from burst_dask.fleet.ecs.definition import BATCH, client_token, run_request, task_definition
 from burst_dask.fleet.ecs.plan import EcsPlan
@@ -23,14 +23,13 @@ BURST, RATE = 100.0, 20.0
 PATIENCE = 60.0
 #: … and for which machines are waited for while nobody has one free. Who waits for results asks again later.
 CAPACITY_PATIENCE = 15.0
-#: … and for which a role that was just made is waited for: it is known everywhere within seconds.
-ROLE_PATIENCE = 45.0
+#: … and for which a role that was just made is waited for: it is known everywhere within seconds. A start has half a
+#: minute to be sent.
+ROLE_PATIENCE = 25.0
 #: Pauses before the first retry and before later ones at most, in seconds.
 _FIRST, _LONGEST = 1.0, 20.0
-#: Batches in a row that may turn out to have been started before and to have ended.
-_REPLAYS = 8
-#: A task in an answer that was made so many seconds ago, by this machine's clock, belongs to an earlier request.
-_OLD = 600.0
+#: Why the rest of a start is not sent any more.
+_TOO_LATE = "it took too long, as when a machine sleeps, and others may have been started in their place"
 
 
 class Launch(NamedTuple):
@@ -76,7 +75,9 @@ class Launcher:
         store: str,
         clock: PausingClock,
         entropy: Entropy,
+        key: str = "",
     ) -> None:
+        self._key = key
         self._ecs = clients.client("ecs")
         self._plan = plan
         self._session, self._store = session, store
@@ -84,18 +85,17 @@ class Launcher:
         self._pace = Pace(clock)
         self._definition = ""
 
-    def launch(self, count: int, known: Iterable[str], *, avoid_spot: bool = False, number: int = -1) -> Launch:
+    def launch(self, count: int, number: int, still: Callable[[], bool], *, avoid_spot: bool = False) -> Launch:
         """Start up to `count` workers.
 
         Parameters
         ----------
-        known
-            ARNs of the session's tasks, also of those that have stopped: what makes this wish another one than
-            those before. None of a start with a number, which does that.
+        number
+            Of the start that they belong to, which nobody else carries out.
+        still
+            Tells whether it is yet to be carried out; when it is not, nothing more is sent.
         avoid_spot
             Whether machines other than those of Spot are to be tried first, if the plan allows for them.
-        number
-            Of the start that they belong to; -1 when it has none.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class Launcher:
         providers = self._plan.providers()
         if avoid_spot and len(providers) > 1:
             providers = providers[1:]
-        return _Launching(self, count, set(known), providers, number).run()
+        return _Launching(self, count, number, still, providers).run()
 
     # ------------------------------------------------------------------ calls
 
@@ -137,20 +137,23 @@ class Launcher:
 
         return self._retried(register)
 
-    def run_task(self, provider: str, count: int, known: set[str], attempt: int, number: int) -> dict[str, Any]:
-        """Start a batch; the same wish again, also after a lost answer, starts nothing more.
+    def run_task(self, provider: str, count: int, number: int, call: int, still: Callable[[], bool]) -> dict[str, Any]:
+        """Start a batch; the same call again, also after a lost answer, starts nothing more.
 
         Returns
         -------
         dict
             The answer: ``"tasks"`` and ``"failures"``.
         """
-        request = run_request(self._plan, self.definition, self._session, self._store, provider, count, number)
-        hour = int(self._clock.wall() // 3600) if number < 0 else 0  # there is no second start of a number
-        token = client_token(request, known, attempt, hour)
+        request = run_request(
+            self._plan, self.definition, self._session, self._store, provider, count, number, key=self._key
+        )
+        token = client_token(request, call)
         self._pace.take(count)
 
         def run() -> dict[str, Any]:
+            if not still():
+                raise CloudUnavailable(_TOO_LATE)
             try:
                 with explained("ecs:RunTask", f"the cluster {self._plan.stack.cluster}"):
                     answer: dict[str, Any] = self._ecs.run_task(**request, clientToken=token)
@@ -158,14 +161,14 @@ class Launcher:
             except CloudError as error:
                 if code_of(error) != "ConflictException":
                     raise
-                # Somebody has asked for another number of tasks under the same conditions at the same moment.
+                # The token stands for another request: those tasks are this start's as well.
                 there = getattr(error.__cause__, "response", {}).get("resourceIds", [])
-                return {"tasks": [{"taskArn": arn, "lastStatus": "PENDING"} for arn in there], "failures": []}
+                return {"tasks": [{"taskArn": arn} for arn in there], "failures": []}
 
-        return self._retried(run)
+        return self._retried(run, still)
 
-    def _retried(self, call: Callable[[], T]) -> T:
-        """Return what `call` returns; again while AWS throttles, is out of reach or does not know a role."""
+    def _retried(self, call: Callable[[], T], still: Callable[[], bool] = lambda: True) -> T:
+        """Return what `call` returns; while `still`, again if AWS throttles, is away or does not know a role."""
         began, tries = self._clock.monotonic(), 0
         while True:
             try:
@@ -175,7 +178,7 @@ class Launcher:
                 unknown = self._plan.isolated and words.is_unknown_role(error)
                 until = began + (ROLE_PATIENCE if unknown else PATIENCE)
                 delay = self.delay(tries)
-                again = isinstance(error, CloudUnavailable) or racing or unknown
+                again = (isinstance(error, CloudUnavailable) or racing or unknown) and still()
                 if not again or self._clock.monotonic() + delay > until:
                     if unknown:
                         raise CloudError(words.of_unknown_role(self._plan.task_role, ROLE_PATIENCE, error)) from error
@@ -196,76 +199,67 @@ class Launcher:
     def monotonic(self) -> float:
         return self._clock.monotonic()
 
-    def is_new(self, task: dict[str, Any]) -> bool:
-        """Tell whether a task in an answer comes up, rather than having been started for an earlier wish."""
-        if "STOPPED" in (task.get("lastStatus"), task.get("desiredStatus")):
-            return False
-        created = task.get("createdAt")
-        return created is None or self._clock.wall() - float(created.timestamp()) < _OLD
-
 
 class _Launching:
-    """One wish for workers, batch by batch."""
+    """One start, batch by batch."""
 
-    def __init__(self, launcher: Launcher, count: int, known: set[str], providers: list[str], number: int) -> None:
-        self._launcher, self._number = launcher, number
-        self._count, self._known, self._providers = count, known, providers
+    def __init__(
+        self, launcher: Launcher, count: int, number: int, still: Callable[[], bool], providers: list[str]
+    ) -> None:
+        self._launcher, self._number, self._still, self._providers = launcher, number, still, providers
+        #: how many are yet to be asked for
+        self._left = self._count = count
         self._started: dict[str, None] = {}
-        self._attempt = self._replays = self._tries = 0
+        self._calls = self._tries = 0
         self._until = launcher.monotonic() + CAPACITY_PATIENCE
         self._shortfall: Failure | None = None
         self._spot_short = False
 
     def run(self) -> Launch:
-        while (left := self._count - len(self._started)) > 0:
-            try:
-                known = self._known | set(self._started)
-                answer = self._launcher.run_task(
-                    self._providers[0], min(BATCH, left), known, self._attempt, self._number
-                )
-            except CloudError as error:
-                if not self._started:
-                    raise
-                self._shortfall = Failure(type(error), str(error))
-                break
-            if not self._take(answer):
-                break
-        return Launch(tuple(self._started), self._shortfall if self._missing else None, self._spot_short)
+        while self._left > 0 and self._go_on():
+            pass
+        missing = self._count > len(self._started)
+        return Launch(tuple(self._started), self._shortfall if missing else None, self._spot_short)
 
-    @property
-    def _missing(self) -> int:
-        return self._count - len(self._started)
-
-    def _take(self, answer: dict[str, Any]) -> bool:
-        """Take in an answer; tell whether to go on."""
-        new = [task["taskArn"] for task in answer["tasks"] if self._launcher.is_new(task)]
-        fresh = [arn for arn in new if arn not in self._known and arn not in self._started]
-        self._started.update(dict.fromkeys(fresh))
+    def _go_on(self) -> bool:
+        """Ask for one batch; tell whether to go on."""
+        asked = min(BATCH, self._left)
+        self._calls += 1
+        try:
+            answer = self._launcher.run_task(self._providers[0], asked, self._number, self._calls, self._still)
+        except CloudError as error:
+            failure = Failure(type(error), str(error))
+            # Of others it is not known whether they were started all the same.
+            if isinstance(error, CloudLimit) and self._fall_back():
+                return True
+            if not self._started and self._still():
+                raise
+            self._shortfall = failure
+            return False
+        # Also those that have ended since: the answer may be to a call that was made long ago.
+        self._started.update((task["taskArn"], None) for task in answer["tasks"])
         failures = [words.of_failure(one.get("reason", ""), one.get("detail", "")) for one in answer["failures"]]
-        if fresh:
-            self._attempt = 0
-        if failures:
-            self._attempt += 1
-            return self._failed(failures[0])
-        if not fresh:  # it was asked for before, and has ended meanwhile
-            self._attempt += 1
-            self._replays += 1
-            self._shortfall = Failure(CloudError, "ECS answers with tasks that were started before")
-            return self._replays < _REPLAYS
-        return True
+        self._left -= len(answer["tasks"]) if failures else asked
+        return self._failed(failures[0]) if failures else True
 
     def _failed(self, failure: Failure) -> bool:
         """Some of a batch were not started; tell whether to go on."""
         self._shortfall = failure
+        if (failure.may_pass or issubclass(failure.kind, CloudLimit)) and self._fall_back():
+            return True
         if not failure.may_pass:
             return False
-        if len(self._providers) > 1:  # of Spot; others may be had
-            self._providers = self._providers[1:]
-            self._spot_short = True
-            return True
         delay = self._launcher.delay(self._tries)
         self._tries += 1
         if self._launcher.monotonic() + delay > self._until:
             return False
         self._launcher.pause(delay)
+        return True
+
+    def _fall_back(self) -> bool:
+        """Take others than those of Spot, if there may be any: it has none free, or the account may have no more."""
+        if len(self._providers) < 2 or not self._still():
+            return False
+        self._providers = self._providers[1:]
+        self._spot_short = True
         return True

@@ -132,11 +132,15 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
     only_that_type: bool = False
     #: how many workers such an instance has room for; 0 when that is not known
     per_instance: int = 0
+    #: how many processors it has; 0 when that is not known
+    vcpus: int = 0
     image: str
     #: empty: those of the stack
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
     tags: dict[str, str] = {}
+    #: what to say of the price that was found for a worker; empty: nothing
+    price_note: str = ""
     #: whether the session has a role of its own, and its ARN once it is made; else workers have that of the stack
     isolated: bool = False
     task_role: str = ""
@@ -214,6 +218,7 @@ class EcsPlan(msgspec.Struct, frozen=True, kw_only=True):
             instance_type=wanted.instance_type or "",
             only_that_type=only_that_type,
             per_instance=room,
+            vcpus=instance.cpus if wanted.on_instances and instance is not None else 0,
             image=wanted.image or stack.image,
             subnets=tuple(wanted.subnets or ()),
             security_groups=tuple(wanted.security_groups or ()),
@@ -307,6 +312,11 @@ def _check_tags(tags: object) -> None:
 def settings_of(plan: EcsPlan) -> dict[str, Any]:
     """Return the settings of a session that follow from its plan."""
     return {"threads": plan.threads, "memory_limit": plan.worker_memory}
+
+
+def price_note(plan: EcsPlan) -> str:
+    """Return what to say of the price that `price_of` finds; empty when it is the price."""
+    return prices.SPOT_NOTE if plan.launch_type == FARGATE and plan.spot else ""
 
 
 def price_of(clients: Clients, plan: EcsPlan) -> Price | None:

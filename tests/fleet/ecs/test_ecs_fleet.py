@@ -1,22 +1,32 @@
 """A fleet on ECS: what it starts and stops, and that it starts nothing twice."""
 
 import asyncio
+import itertools
 
+import msgspec
 import pytest
 from ecs_stand_in import LOST
 
-from burst_dask.errors import CloudError, CloudLimit, CloudUnavailable, ConfigError, CredentialsExpired
-from burst_dask.fleet.base import Fleet, Logging, Remote
-from burst_dask.fleet.ecs.fleet import IDLE_REST, LOOK_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
+from burst_dask.aws.clients import Clients
+from burst_dask.errors import CloudError, CloudLimit, CloudUnavailable, CredentialsExpired
+from burst_dask.fleet.base import Ensuring, Fleet, Logging, Remote
+from burst_dask.fleet.ecs.bounding import bound_of
+from burst_dask.fleet.ecs.fleet import IDLE_REST, LOOK_EVERY, QUOTA_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
 from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE, ROLE_PATIENCE
-from burst_dask.scaling.healer import Elastic
+from burst_dask.scaling.healer import Bounded, Elastic
 
+NUMBERS = itertools.count(100)
 NO_CAPACITY = {"tasks": [], "failures": [{"reason": "Capacity is unavailable at this time. Please try again later"}]}
 THROTTLED = (400, "ThrottlingException", "Rate exceeded")
 
 
 def counts(ecs):
     return [request["count"] for request in ecs.names("RunTask")]
+
+
+def start(fleet, workers):
+    """Carry out another start."""
+    asyncio.run(fleet.begin(next(NUMBERS), workers))
 
 
 def providers(ecs):
@@ -30,34 +40,23 @@ def test_it_is_a_fleet(fleet_of, ecs):
     fleet = fleet_of()
     assert isinstance(fleet, Fleet) and isinstance(fleet, Remote) and isinstance(fleet, Logging)
     assert ecs.calls == [], "nothing is asked before it is needed"
+    assert isinstance(fleet, Elastic) and isinstance(fleet, Bounded) and not isinstance(fleet, Ensuring)
     assert fleet.alive() == 0
-    with pytest.raises(ConfigError, match="-1 workers"):
-        fleet.start(-1)
 
 
 def test_workers_start_in_batches(fleet_of, ecs):
     fleet = fleet_of()
-    assert fleet.ensure(25) == 25
+    start(fleet, 25)
     assert counts(ecs) == [10, 10, 5]
     assert len({request["clientToken"] for request in ecs.names("RunTask")}) == 3
     assert fleet.alive() == len(ecs.running) == 25
-    fleet.start(2)
+    start(fleet, 2)
     assert fleet.alive() == 27
-
-
-def test_what_is_missing_is_started(fleet_of, ecs, clock):
-    fleet = fleet_of()
-    fleet.ensure(3)
-    ecs.take_back(ecs.running[0])
-    assert fleet.ensure(3) == 0, "looked a moment ago"
-    clock.pause(LOOK_EVERY)
-    assert fleet.ensure(3) == 1 and fleet.alive() == 3
-    assert fleet.ensure(4) == 1, "another number is looked for at once"
 
 
 def test_workers_that_had_nothing_to_do_rest_for_a_while(fleet_of, ecs, clock):
     fleet = fleet_of()
-    fleet.ensure(4)
+    start(fleet, 4)
     *idle, lost, _ = ecs.running
     for task in idle:
         task.exit_code = 0
@@ -70,15 +69,13 @@ def test_workers_that_had_nothing_to_do_rest_for_a_while(fleet_of, ecs, clock):
 
 def test_workers_are_counted_by_their_starts_from_anywhere(fleet_of, ecs):
     fleet = fleet_of()
-    assert isinstance(fleet, Elastic)
     asyncio.run(fleet.begin(7, 12))
     asyncio.run(fleet.begin(9, 2))
-    fleet.start(1)
     other = fleet_of()
-    assert asyncio.run(other.counted()) == asyncio.run(fleet.counted()) == {7: 12, 9: 2, -1: 1}
+    assert asyncio.run(other.counted()) == asyncio.run(fleet.counted()) == {7: 12, 9: 2}
     described = len(ecs.names("DescribeTasks"))
     ecs.take_back(ecs.running[0])
-    assert asyncio.run(other.counted()) == {7: 11, 9: 2, -1: 1}
+    assert asyncio.run(other.counted()) == {7: 11, 9: 2}
     assert len(ecs.names("DescribeTasks")) == described, "what a task belongs to is asked once"
 
 
@@ -87,8 +84,34 @@ def test_a_start_is_done_once_however_often_it_is_asked_for(fleet_of, ecs, clock
     clock.pause(60)
     asyncio.run(fleet_of().begin(7, 12))
     assert len(ecs.tasks) == 12
-    asyncio.run(fleet_of().begin(8, 12))
+    for task in list(ecs.running):
+        ecs.take_back(task)
+    clock.pause(7200)  # a machine that slept sends again what it did not hear of
+    fleet = fleet_of()
+    asyncio.run(fleet.begin(7, 12))
+    assert len(ecs.tasks) == 12 and asyncio.run(fleet.counted()) == {}, "who is missed now is missed by another start"
+    asyncio.run(fleet.begin(8, 12))
     assert len(ecs.tasks) == 24
+
+
+def test_a_start_that_is_too_old_is_not_carried_on(fleet_of, ecs):
+    """Its machine slept between two batches: others have been started in place of the rest."""
+    fleet = fleet_of()
+    with pytest.warns(UserWarning, match=r"10 of 25 workers .* were started: it took too long.* tried again while"):
+        asyncio.run(fleet.begin(7, 25, lambda: len(ecs.tasks) < 10))
+    assert len(ecs.tasks) == 10
+    for task in list(ecs.running):
+        ecs.take_back(task)
+    with pytest.raises(CloudUnavailable, match=r"no worker of session sess1 could be started: it took too long"):
+        asyncio.run(fleet.begin(8, 5, lambda: False))
+    assert len(ecs.tasks) == 10
+
+
+def test_a_call_that_is_throttled_is_not_sent_again_when_it_is_too_late(fleet_of, ecs, clock):
+    ecs.always("RunTask", THROTTLED)
+    with pytest.raises(CloudUnavailable, match="no worker of session sess1 could be started"):
+        asyncio.run(fleet_of().begin(7, 5, lambda: not clock.pauses))
+    assert len(ecs.names("RunTask")) == 1 and len(clock.pauses) == 1
 
 
 def test_stopped_tasks_are_found_though_ecs_takes_one_filter_only(fleet_of, ecs, clock):
@@ -99,27 +122,27 @@ def test_stopped_tasks_are_found_though_ecs_takes_one_filter_only(fleet_of, ecs,
     ecs.faults.append(one_filter)
     fleet = fleet_of()
     for _ in range(3):
-        assert fleet.ensure(1) == 1
+        start(fleet, 1)
         ecs.take_back(ecs.running[0])
         clock.pause(LOOK_EVERY)
     other = fleet_of("sess2")
-    other.ensure(1)
+    start(other, 1)
     ecs.take_back(ecs.running[0])
     assert fleet.notes() == ["3 stopped: Spot took its machine back (Your Spot Task was interrupted.)"]
 
 
 def test_one_definition_for_all_sessions_of_a_shape(fleet_of, ecs):
-    fleet_of("sess1", cpu=2, memory=5 << 30).ensure(1)
-    fleet_of("sess2", cpu=2, memory=5 << 30, tags={"project": "ice"}).ensure(1)
+    start(fleet_of("sess1", cpu=2, memory=5 << 30), 1)
+    start(fleet_of("sess2", cpu=2, memory=5 << 30, tags={"project": "ice"}), 1)
     assert len(ecs.names("RegisterTaskDefinition")) == 1
-    fleet_of("sess1", cpu=2, memory=6 << 30).start(1)
+    start(fleet_of("sess1", cpu=2, memory=6 << 30), 1)
     assert len(ecs.names("RegisterTaskDefinition")) == 2
 
 
 def test_only_workers_of_the_session_are_counted_and_stopped(fleet_of, ecs):
     ours, theirs = fleet_of("sess1"), fleet_of("sess2")
-    ours.ensure(2)
-    theirs.ensure(3)
+    start(ours, 2)
+    start(theirs, 3)
     assert (ours.alive(), theirs.alive()) == (2, 3)
     ours.remove()
     assert (ours.alive(), theirs.alive()) == (0, 3)
@@ -128,11 +151,11 @@ def test_only_workers_of_the_session_are_counted_and_stopped(fleet_of, ecs):
 
 def test_fewer_workers_are_had_by_stopping_those_that_do_not_run_yet(fleet_of, ecs, clock):
     fleet = fleet_of(spot=True)
-    fleet.ensure(2)
+    start(fleet, 2)
     clock.pause(60)
-    fleet.start(1)
+    start(fleet, 1)
     ecs.without_machines.add("FARGATE_SPOT")
-    fleet.start(2)
+    start(fleet, 2)
     first, second, third, *waiting = ecs.tasks
     fleet.reduce(3)
     assert all(task.desired == "STOPPED" for task in waiting)
@@ -144,7 +167,7 @@ def test_fewer_workers_are_had_by_stopping_those_that_do_not_run_yet(fleet_of, e
 
 def test_tasks_that_do_not_stop_are_told_of(fleet_of, ecs):
     fleet = fleet_of()
-    fleet.ensure(1)
+    start(fleet, 1)
     ecs.always("StopTask", {"task": {}})
     with pytest.raises(CloudError, match=r"1 tasks of session sess1 were told to stop and still run, such as arn:"):
         fleet.stop()
@@ -152,7 +175,7 @@ def test_tasks_that_do_not_stop_are_told_of(fleet_of, ecs):
 
 def test_stopping_that_is_throttled_is_tried_again(fleet_of, ecs, clock):
     fleet = fleet_of()
-    fleet.ensure(5)
+    start(fleet, 5)
     ecs.once("StopTask", THROTTLED, times=3)
     fleet.stop()
     assert ecs.running == [] and len(ecs.names("StopTask")) == 8 and len(clock.pauses) == 1
@@ -160,7 +183,7 @@ def test_stopping_that_is_throttled_is_tried_again(fleet_of, ecs, clock):
 
 def test_who_watches_asks_no_more_often_than_others(fleet_of, ecs, clock):
     fleet = fleet_of()
-    fleet.ensure(1)
+    start(fleet, 1)
     fleet.notes()
     asked = len(ecs.calls)
     fleet.notes()
@@ -172,7 +195,7 @@ def test_who_watches_asks_no_more_often_than_others(fleet_of, ecs, clock):
 
 def test_a_task_that_ecs_has_forgotten_is_no_hindrance(fleet_of, ecs):
     fleet = fleet_of()
-    fleet.ensure(1)
+    start(fleet, 1)
     ecs.once("StopTask", (400, "InvalidParameterException", "The referenced task was not found."))
     ecs.always("DescribeTasks", {"tasks": [], "failures": []})
     fleet.stop()
@@ -184,23 +207,15 @@ def test_a_task_that_ecs_has_forgotten_is_no_hindrance(fleet_of, ecs):
 def test_a_lost_answer_starts_no_second_batch(fleet_of, ecs):
     fleet = fleet_of()
     ecs.once("RunTask", LOST)
-    assert fleet.ensure(5) == 5
+    start(fleet, 5)
     first, second = ecs.names("RunTask")
     assert first["clientToken"] == second["clientToken"] and len(ecs.tasks) == 5
-
-
-def test_a_client_that_comes_after_one_that_died_starts_no_second_batch(fleet_of, ecs):
-    """The first one's tasks are not listed yet: ECS is consistent after a while only."""
-    fleet_of().ensure(12)
-    ecs.always("ListTasks", {"taskArns": []})
-    assert fleet_of().ensure(12) == 12, "as far as it can tell"
-    assert len(ecs.tasks) == 12
 
 
 def test_what_was_started_counts_before_it_is_listed(fleet_of, ecs, clock):
     fleet = fleet_of()
     ecs.always("ListTasks", {"taskArns": []})
-    fleet.ensure(3)
+    start(fleet, 3)
     assert fleet.alive() == 3
     ecs.take_back(ecs.tasks[0])
     assert fleet.alive() == 2, "it is known to have ended"
@@ -208,29 +223,13 @@ def test_what_was_started_counts_before_it_is_listed(fleet_of, ecs, clock):
     assert fleet.alive() == 0
 
 
-def test_a_fleet_that_has_ended_is_started_anew(fleet_of, ecs, clock):
-    fleet = fleet_of()
-    for _ in range(12):  # workers that die again and again
-        assert fleet.ensure(1) == 1
-        ecs.take_back(ecs.running[0])
-        clock.pause(LOOK_EVERY)
-    assert len(ecs.tasks) == len(ecs.names("RunTask")) == 12
-
-
-def test_tasks_of_an_earlier_wish_are_not_taken_for_new_ones(fleet_of, ecs):
-    fleet_of().ensure(1)
-    ecs.take_back(ecs.running[0])
-    ecs.always("ListTasks", {"taskArns": []})  # it is forgotten, and its token is not
-    assert fleet_of().ensure(1) == 1
-    assert len(ecs.running) == 1 and len(ecs.tasks) == 2
-
-
 def test_another_wish_under_the_same_token(fleet_of, ecs):
     """ECS names the tasks that the token stands for; they are somebody's, and count."""
     fleet = fleet_of()
     conflict = (400, "ConflictException", "already in use", {"resourceIds": ["arn:task/c/1", "arn:task/c/2"]})
     ecs.once("RunTask", conflict)
-    assert fleet.ensure(2) == 2 and ecs.tasks == []
+    start(fleet, 2)
+    assert ecs.tasks == [] and fleet.alive() == 2
 
 
 # ---------------------------------------------------------------------------- what stands in the way
@@ -238,7 +237,7 @@ def test_another_wish_under_the_same_token(fleet_of, ecs):
 
 def test_throttled_calls_are_sent_again_with_jitter(fleet_of, ecs, clock):
     ecs.once("RunTask", THROTTLED, times=4)
-    assert fleet_of().ensure(5) == 5
+    start(fleet_of(), 5)
     assert len(clock.pauses) == 4 and all(0.5 * 2**n <= pause <= 2**n for n, pause in enumerate(clock.pauses))
     assert len({request["clientToken"] for request in ecs.names("RunTask")}) == 1
 
@@ -246,12 +245,12 @@ def test_throttled_calls_are_sent_again_with_jitter(fleet_of, ecs, clock):
 def test_throttled_for_long(fleet_of, ecs, clock):
     ecs.always("RunTask", THROTTLED)
     with pytest.raises(CloudUnavailable, match=r"AWS throttles ecs:RunTask"):
-        fleet_of().ensure(5)
+        start(fleet_of(), 5)
     assert PATIENCE / 2 < sum(clock.pauses) <= PATIENCE
 
 
 def test_starting_many_keeps_to_the_rate_of_the_account(fleet_of, ecs, clock):
-    fleet_of().ensure(250)
+    start(fleet_of(), 250)
     assert sum(clock.pauses) == pytest.approx((250 - 100) / 20)
 
 
@@ -260,7 +259,7 @@ def test_no_capacity(fleet_of, ecs, clock):
     with pytest.raises(
         CloudUnavailable, match=r"no worker of session sess1 could be started: AWS has no machine .* kept"
     ):
-        fleet_of().ensure(5)
+        start(fleet_of(), 5)
     assert 0 < sum(clock.pauses) <= CAPACITY_PATIENCE
     tokens = [request["clientToken"] for request in ecs.names("RunTask")]
     assert len(set(tokens)) == len(tokens), "ECS would answer the same again"
@@ -268,39 +267,62 @@ def test_no_capacity(fleet_of, ecs, clock):
 
 def test_some_capacity(fleet_of, ecs, clock):
     fleet = fleet_of()
-    fleet.start(10)
+    start(fleet, 10)
     ecs.always("RunTask", NO_CAPACITY)
     with pytest.warns(UserWarning, match=r"0 of 2 workers .* were started: AWS has no machine .* tried again while"):
-        assert fleet.ensure(12) == 0
+        start(fleet, 2)
     ecs.faults.clear()
-    clock.pause(LOOK_EVERY)
-    assert fleet.ensure(12) == 2
+    start(fleet, 2)
+    assert fleet.alive() == 12
 
 
 def test_spot_with_a_fallback(fleet_of, ecs, clock):
     fleet = fleet_of(spot="with-fallback")
     ecs.once("RunTask", NO_CAPACITY)
-    assert fleet.ensure(3) == 3
-    assert providers(ecs) == ["FARGATE_SPOT", "FARGATE"]
-    assert fleet.ensure(4) == 1 and providers(ecs)[2:] == ["FARGATE"], "Spot is not asked again soon"
+    start(fleet, 3)
+    assert providers(ecs) == ["FARGATE_SPOT", "FARGATE"] and fleet.alive() == 3
+    start(fleet, 1)
+    assert providers(ecs)[2:] == ["FARGATE"], "Spot is not asked again soon"
     clock.pause(SPOT_REST)
-    assert fleet.ensure(5) == 1 and providers(ecs)[3:] == ["FARGATE_SPOT"]
+    start(fleet, 1)
+    assert providers(ecs)[3:] == ["FARGATE_SPOT"]
+
+
+def test_a_quota_of_spot_that_is_used_up_is_a_reason_for_others(fleet_of, ecs):
+    full = "You've reached the limit on the number of vCPUs you can run concurrently"
+    answers = [{"tasks": [], "failures": [{"reason": full}]}, (400, "ClientException", full)]
+    for answer in answers:
+        ecs.calls.clear()
+        ecs.once("RunTask", answer)
+        start(fleet_of(spot="with-fallback"), 3)
+        assert providers(ecs) == ["FARGATE_SPOT", "FARGATE"]
+    assert len(ecs.running) == 6
+
+
+def test_answers_that_are_lost_are_no_reason_for_others(fleet_of, ecs):
+    """They may have been started."""
+    ecs.always("RunTask", LOST)
+    with pytest.raises(CloudUnavailable):
+        start(fleet_of(spot="with-fallback"), 3)
+    assert len(ecs.tasks) == 3 and set(providers(ecs)) == {"FARGATE_SPOT"}
 
 
 def test_spot_without_a_fallback_waits(fleet_of, ecs):
     fleet = fleet_of(spot=True)
     ecs.once("RunTask", NO_CAPACITY, times=2)
-    assert fleet.ensure(3) == 3 and set(providers(ecs)) == {"FARGATE_SPOT"}
+    start(fleet, 3)
+    assert set(providers(ecs)) == {"FARGATE_SPOT"}
 
 
 def test_instances_of_spot_that_do_not_come_are_given_up(fleet_of, ecs, clock):
     fleet = fleet_of(launch_type="EC2", spot="with-fallback")
     ecs.without_machines.add("burst-dask-x86-spot")
-    assert fleet.ensure(2) == 2
+    start(fleet, 2)
     clock.pause(LOOK_EVERY)
-    assert fleet.ensure(2) == 0, "an instance takes its time"
+    assert sum(asyncio.run(fleet.counted()).values()) == 2, "an instance takes its time"
     clock.pause(SPOT_PATIENCE)
-    assert fleet.ensure(2) == 2
+    assert asyncio.run(fleet.counted()) == {}
+    start(fleet, 2)
     assert [task.provider for task in ecs.running] == ["burst-dask-x86"] * 2
     assert fleet.notes() == [], "it was this fleet that stopped the others"
 
@@ -343,7 +365,7 @@ def test_instances_of_spot_that_do_not_come_are_given_up(fleet_of, ecs, clock):
 def test_what_waiting_does_not_help_against_is_told_at_once(fleet_of, ecs, clock, answer, error, message):
     ecs.always("RunTask", answer)
     with pytest.raises(error, match=message):
-        fleet_of().ensure(5)
+        start(fleet_of(), 5)
     assert clock.pauses == [] and len(ecs.names("RunTask")) == 1
 
 
@@ -352,7 +374,8 @@ def test_a_quota_that_is_reached_half_way(fleet_of, ecs):
     full = {"tasks": [], "failures": [{"reason": "You've reached the limit on the number of vCPUs"}]}
     ecs.faults.append(lambda call, request: full if call == "RunTask" and len(ecs.tasks) >= 20 else None)
     with pytest.warns(UserWarning, match=r"20 of 50 workers .* quota is used up.* the work goes on with fewer"):
-        assert fleet.ensure(50) == 20
+        start(fleet, 50)
+    assert len(ecs.tasks) == 20
 
 
 def test_credentials_that_expire_half_way(fleet_of, ecs):
@@ -360,27 +383,84 @@ def test_credentials_that_expire_half_way(fleet_of, ecs):
     expired = (400, "ExpiredTokenException", "The security token included in the request is expired")
     ecs.faults.append(lambda call, request: expired if call == "RunTask" and len(ecs.tasks) >= 10 else None)
     with pytest.warns(UserWarning, match=r"10 of 30 workers .* credentials have expired"):
-        assert fleet.ensure(30) == 10
+        start(fleet, 30)
     assert fleet.alive() == 10
 
 
 def test_a_size_that_fargate_has_no_more(fleet_of, ecs):
     ecs.once("RegisterTaskDefinition", (400, "ClientException", "No Fargate configuration exists for given values."))
     with pytest.raises(CloudError, match=r"Fargate has no machine of that size\. Workers are 2 vCPU with 7 GiB"):
-        fleet_of(cpu=2, memory=7 << 30).ensure(1)
+        start(fleet_of(cpu=2, memory=7 << 30), 1)
 
 
 def test_two_that_register_the_same_at_once(fleet_of, ecs):
     race = "Too many concurrent attempts to create a new revision of the specified family."
     ecs.once("RegisterTaskDefinition", (400, "ClientException", race))
-    assert fleet_of(cpu=2, memory=8 << 30).ensure(1) == 1
+    start(fleet_of(cpu=2, memory=8 << 30), 1)
 
 
 def test_a_worker_that_may_not_ask_for_definitions_uses_the_one_that_is_there(fleet_of, ecs):
-    fleet_of().ensure(1)
+    start(fleet_of(), 1)
     ecs.always("DescribeTaskDefinition", (400, "AccessDeniedException", "no"))
-    fleet_of().start(1)
+    start(fleet_of(), 1)
     assert len(ecs.running) == 2 and len(ecs.names("RegisterTaskDefinition")) <= 1
+
+
+# ---------------------------------------------------------------------------- quotas
+
+
+def bound(fleet):
+    return asyncio.run(fleet.bound())
+
+
+def test_the_quota_bounds_a_fleet_and_is_asked_for_once_an_hour(fleet_of, ecs, clock):
+    fleet = fleet_of(cpu=4, memory=8 << 30)
+    ecs.quotas = {"L-3032A538": 30.0, "L-36FBB829": 9.0}
+    found = bound(fleet)
+    assert found.workers == 7
+    assert found.why == (
+        "Fargate: 30 vCPU at a time. Ask for more: `aws service-quotas request-service-quota-increase "
+        "--service-code fargate --quota-code L-3032A538 --desired-value 256`, which may take a day"
+    )
+    ecs.quotas = {"L-3032A538": 60.0}
+    clock.pause(QUOTA_EVERY - 1)
+    assert bound(fleet) == found and len(ecs.names("GetServiceQuota")) == 1
+    clock.pause(1)
+    assert bound(fleet).workers == 15
+
+
+@pytest.mark.parametrize(("spot", "workers"), [(False, 30), (True, 9), ("with-fallback", 39)])
+def test_which_quotas_count(fleet_of, ecs, spot, workers):
+    ecs.quotas = {"L-3032A538": 30.0, "L-36FBB829": 9.0}
+    assert bound(fleet_of(spot=spot)).workers == workers
+
+
+def test_a_quota_that_is_not_known_bounds_nothing(fleet_of, ecs, clock):
+    fleet = fleet_of(spot="with-fallback")
+    ecs.quotas = {"L-3032A538": 30.0}
+    ecs.always("GetServiceQuota", (400, "AccessDeniedException", "no"))
+    assert bound(fleet) is None
+    asked = len(ecs.names("GetServiceQuota"))
+    assert bound(fleet) is None and len(ecs.names("GetServiceQuota")) == asked, "nor is it asked again and again"
+
+
+def test_on_instances_the_quota_counts_whole_ones(fleet_of, ecs):
+    """Three workers share a machine of 8 processors."""
+    ecs.quotas = {"L-1216C47A": 20.0, "L-34B43A08": 8.0}
+    made = fleet_of().plan
+    plan = msgspec.structs.replace(
+        made, launch_type="EC2", cpu=2048, instance_type="m5.2xlarge", per_instance=3, vcpus=8, only_that_type=True
+    )
+    clients = Clients.of()
+
+    def workers(**changes):
+        found = bound_of(clients, msgspec.structs.replace(plan, **changes))
+        return found and found.workers
+
+    assert workers() == 6
+    assert workers(spot="with-fallback") == 9
+    assert workers(only_that_type=False) == 10, "others may come, whose processors workers have to themselves"
+    assert workers(instance_type="g5.2xlarge") is None, "those with GPUs have another quota"
 
 
 # ---------------------------------------------------------------------------- what became of them
@@ -388,7 +468,7 @@ def test_a_worker_that_may_not_ask_for_definitions_uses_the_one_that_is_there(fl
 
 def test_notes_say_what_became_of_workers(fleet_of, ecs, clock):
     fleet = fleet_of()
-    fleet.ensure(4)
+    start(fleet, 4)
     assert fleet.notes() == []
     spot, memory, other, _ = ecs.tasks
     ecs.take_back(spot)
@@ -396,7 +476,7 @@ def test_notes_say_what_became_of_workers(fleet_of, ecs, clock):
     memory.over("EssentialContainerExited", "Essential container in task exited")
     other.stop("UserInitiated", "by hand")
     ecs.without_machines.add("FARGATE")
-    fleet.start(2)
+    start(fleet, 2)
     clock.pause(240)
     assert fleet.notes() == [
         "2 workers have been waiting for a machine or for their image for up to 4 min",
@@ -415,19 +495,19 @@ def test_notes_say_what_became_of_workers(fleet_of, ecs, clock):
 def test_images_that_cannot_run(fleet_of, ecs):
     fleet = fleet_of(image="registry/missing:1")
     ecs.missing_images.add("registry/missing:1")
-    fleet.ensure(2)
+    start(fleet, 2)
     assert fleet.alive() == 0
     (note,) = fleet.notes()
     assert note.startswith("2 stopped: its image is not there; push it with `burst image push`")
     ecs.architectures = {"X86_64"}
     arm = fleet_of("sess2", arch="arm64")
-    arm.ensure(1)
+    start(arm, 1)
     assert "its image is for another architecture: set arch=" in arm.describe()
 
 
 def test_the_last_line_of_a_worker_that_failed_is_told(fleet_of, ecs):
     fleet = fleet_of()
-    fleet.ensure(2)
+    start(fleet, 2)
     one, other = ecs.tasks
     for task, line in ((one, "the session was refused: Dask 2025.1 here"), (other, "exec burst: exec format error")):
         ecs.stream(task)(line)
@@ -446,8 +526,8 @@ def test_it_cannot_be_described_while_aws_is_out_of_reach(fleet_of, ecs):
 
 def test_logs_are_found_by_session_and_worker(fleet_of, ecs):
     fleet = fleet_of()
-    fleet_of("sess2").ensure(1)
-    fleet.ensure(2)
+    start(fleet_of("sess2"), 1)
+    start(fleet, 2)
     for number, task in enumerate(ecs.tasks):
         session = task.request["startedBy"].removeprefix("burst-")
         write = ecs.stream(task)
@@ -469,17 +549,17 @@ def test_a_role_that_is_not_known_everywhere_yet_is_waited_for(fleet_of, ecs, cl
     """IAM tells of a new role within seconds, and ECS refuses it until then."""
     fleet = fleet_of(isolated=True)
     ecs.once("RunTask", UNKNOWN, times=4)
-    assert fleet.ensure(2) == 2
-    assert len(ecs.names("RunTask")) == 5 and 0 < sum(clock.pauses) < ROLE_PATIENCE
+    start(fleet, 2)
+    assert len(ecs.tasks) == 2 and len(ecs.names("RunTask")) == 5 and 0 < sum(clock.pauses) < ROLE_PATIENCE
     assert len({request["clientToken"] for request in ecs.names("RunTask")}) == 1
 
 
 def test_a_role_that_is_never_known_is_told_of(fleet_of, ecs, clock):
     fleet = fleet_of(isolated=True)
     ecs.always("RunTask", UNKNOWN)
-    with pytest.raises(CloudError, match=r"the session's own role.*again for 45 seconds.*new session"):
-        fleet.ensure(2)
+    with pytest.raises(CloudError, match=r"the session's own role.*again for 25 seconds.*new session"):
+        start(fleet, 2)
     assert sum(clock.pauses) <= ROLE_PATIENCE
     with pytest.raises(CloudError, match="a role of the stack"):
-        fleet_of().ensure(1)
+        start(fleet_of(), 1)
     assert sum(clock.pauses) <= ROLE_PATIENCE, "one that has been there for long is not waited for"

@@ -1,0 +1,1 @@
+"""What people hold: `Session`, `Run`, `Future`, and the ways to find them again."""

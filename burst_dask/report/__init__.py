@@ -1,0 +1,1 @@
+"""What a person sees: tables, lists and progress bars, out of plain facts."""
