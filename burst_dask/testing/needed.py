@@ -97,5 +97,8 @@ def leftover(facts: Facts) -> Iterator[str]:
     for shard in facts.known_shards:
         index, first = facts.index(shard), facts.first(shard)
         for place, positions in segments_of(index).items():
+            name = index.objects[place]
+            if not positions and name.endswith(keys.LASTING):
+                continue  # a backup copy was first while its entry was on the way; no worker may delete such a name
             if not any(position in index.outcomes.failed or first + position in why for position in positions):
-                yield keys.segment(facts.run, shard, index.objects[place])
+                yield keys.segment(facts.run, shard, name)

@@ -23,6 +23,7 @@ KNOWN_BAD: dict[int, str] = {
     55: "results only in memory were lost with a RELEASE, and computed again without any failure",
     333: "a shard with a killer was claimed anew with all of it reserved, so that the killer never ran alone",
     36: "one commit followed another to reserve a task that another shard had",
+    570: "the referee missed that an asked-for result may be left when its backup copy came first",
     520788312720: "an idle worker never looked again at a child shard of a large run that it had once seen held",
     1043498063136: "a result that nobody needed was left in a child shard that its last consumer's worker had not read",
 }
