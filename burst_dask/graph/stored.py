@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -106,7 +107,8 @@ async def _read(node: Stored) -> Any:
     """Return the result, or raise the task's error; wait for it if need be."""
     view = _views.get((node.store, node.run))
     if view is None:
-        view = await RunView.open(await _opener(node.store, session_of(node.run)), node.run)
+        with contextlib.suppress(UnknownId):  # the session is gone, and with it the run
+            view = await RunView.open(await _opener(node.store, session_of(node.run)), node.run)
     if view is None:
         raise UnknownId(f"{node!r} lies in {node.store}, which holds no such run any more: it was cleaned up")
     outcome = view.outcome(node.number)
