@@ -98,7 +98,8 @@ class Prior:
             self.segments = {meta.key async for meta in listed(link.store, prefix)}
         totals = self.view.totals()
         self.goes_on = self.own and not totals.failed and self.run in link.state.live_runs
-        self.undone = (await undone(link, [self.view])).get(self.run, ()) if self.goes_on else ()
+        # Cancelled tasks that a worker has reserved may be let finish, or not be started: they are not waited for.
+        self.undone = (await undone(link, [self.view], alive=())).get(self.run, ()) if self.goes_on else ()
 
     def has(self, number: int) -> bool:
         """Tell whether a task has a result that is there."""
