@@ -13,7 +13,6 @@ import msgspec
 from dask.core import flatten
 
 from burst_dask import sync
-from burst_dask.client import shapes
 from burst_dask.client.link import Link
 from burst_dask.client.shapes import Repack, dump
 from burst_dask.errors import BurstError, ConfigError, StoreUnavailable
@@ -26,8 +25,6 @@ from burst_dask.protocol.keys import RunId
 from burst_dask.protocol.records import Names, Plan, encode
 from burst_dask.protocol.session_records import AddRun, Cancel
 
-#: Plans of before name it by this module.
-Repacked = shapes.Repacked
 #: Packs that are sent at once; with 8 to 16 MiB each this bounds the memory of submission.
 UPLOADS = 4
 #: Threads to cut for when nobody has said how many workers there will be.
