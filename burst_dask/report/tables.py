@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from burst_dask.aws.secrets import place_of
 from burst_dask.config import Settings
 from burst_dask.errors import ConfigError
 from burst_dask.worker.memory_watch import format_bytes
@@ -248,7 +249,7 @@ class SessionStatus(_Table):
             ("state", f"{self.state}, {left}" if self.state == "open" else self.state),
             ("store", self.store),
             ("opened", f"{when(self.created)} on {self.host}"),
-            *([("signed", f"with the key in {_place(self.key)}")] if self.key else []),
+            *([("signed", f"with the key in {_place(self.key, self.id)}")] if self.key else []),
             ("workers", str(self.workers)),
             *(("note", note) for note in self.notes),
             ("tasks", counts(self.totals)),
@@ -263,16 +264,14 @@ class SessionStatus(_Table):
         ]
 
 
-def _place(key: str) -> str:
+def _place(key: str, session: str) -> str:
     """Return in words where the key of a session is.
 
-    >>> _place("file"), _place("secretsmanager:eu-west-1:burst-dask/session/k3w9x2mq")
+    >>> _place("file", "k3w9x2mq"), _place("secretsmanager:eu-west-1:burst-dask/session/k3w9x2mq", "k3w9x2mq")
     ('a file of who opened it', 'the secret burst-dask/session/k3w9x2mq in eu-west-1')
     """
-    if not key.startswith("secretsmanager:"):
-        return "a file of who opened it"
-    _, region, name = key.split(":", 2)
-    return f"the secret {name} in {region}"
+    secret = place_of(key, session)
+    return "a file of who opened it" if secret is None else f"the secret {secret[1]} in {secret[0]}"
 
 
 def stored(size: int, freed: int) -> str:

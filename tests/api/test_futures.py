@@ -220,30 +220,22 @@ futures = burst.map(abs, range(-100, 0))
 """
 
 
-@pytest.mark.parametrize(("end", "tasks"), [("", 100), ("raise SystemExit(3)", 100), ("1 / 0", 100)])
-def test_an_orderly_end_of_the_interpreter_loses_nothing(tmp_path, end, tasks):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(end=end), str(tmp_path / "store")],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    session = attach(done.stdout.strip(), store=tmp_path / "store")
-    assert sum(plan.tasks for plan in plans(session)) == tasks, done.stderr
+def run_program(end, store):
+    """Run a program that submits 100 calls and ends like that; return its exit code, its session, and what it wrote."""
+    command = [sys.executable, "-c", PROGRAM.format(end=end), str(store)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    return done.returncode, attach(done.stdout.strip(), store=store), done.stderr
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "1 / 0"])
+def test_an_orderly_end_of_the_interpreter_loses_nothing(tmp_path, end):
+    _, session, errors = run_program(end, tmp_path / "store")
+    assert sum(plan.tasks for plan in plans(session)) == 100, errors
 
 
 def test_a_crash_loses_only_what_was_not_written(tmp_path):
-    end = "burst.flush(); burst.submit(abs, 1); os._exit(9)"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(end=end), str(tmp_path / "store")],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 9
-    session = attach(done.stdout.strip(), store=tmp_path / "store")
+    code, session, _ = run_program("burst.flush(); burst.submit(abs, 1); os._exit(9)", tmp_path / "store")
+    assert code == 9
     assert sum(plan.tasks for plan in plans(session)) == 100
 
 

@@ -2,12 +2,12 @@
 
 import pickle
 import threading
-from pathlib import Path
 
 import dask
 import dask.array as da
 import dask.bag as db
 import pytest
+from acting import fails_twice
 from dask.callbacks import Callback
 
 from burst_dask import Session, attach, sync
@@ -98,14 +98,6 @@ def test_keywords(burst):
 
 
 def test_retries(burst, tmp_path):
-    def fails_twice(place):
-        with Path(place).open("a+") as file:
-            file.write(".")
-            file.seek(0)
-            if len(file.read()) < 3:
-                raise OSError("not yet")
-        return "done"
-
     task = dask.delayed(fails_twice)(str(tmp_path / "tries"))
     assert task.compute(scheduler=burst, retries=2) == "done"
 

@@ -5,13 +5,12 @@ import concurrent.futures as cf
 import operator
 import os
 import threading
-from pathlib import Path
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
-from acting import plans
+from acting import fails_twice, plans
 from dask.tokenize import tokenize
 
 from burst_dask import Future, Session, TaskError, as_completed, attach, sync, wait
@@ -138,14 +137,6 @@ def test_a_failure_reaches_later_groups(burst):
 
 
 def test_retries(burst, tmp_path):
-    def fails_twice(place):
-        with Path(place).open("a+") as file:
-            file.write(".")
-            file.seek(0)
-            if len(file.read()) < 3:
-                raise OSError("not yet")
-        return "done"
-
     assert burst.submit(fails_twice, str(tmp_path / "tries"), retries=2).result(60) == "done"
 
 
