@@ -33,7 +33,7 @@ _COMMANDS = {
     "cleanup": "burst_dask.commands.acting:cleanup",
     "collect": "burst_dask.commands.collecting:collect",
     "demo": "burst_dask.demo:command",
-    "doctor": "burst_dask.doctor:command",
+    "doctor": "burst_dask.commands.looking:doctor",
     "doctor aws": "burst_dask.commands.aws:doctor_aws",
     "image": "burst_dask.commands.image:image_group",
     "extend": "burst_dask.commands.acting:extend",

@@ -5,24 +5,20 @@ It only reads, and it may be asked at any time, also while workers are busy.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import click
-
-from burst_dask import sync
-from burst_dask.clock import Clock, SystemClock
-from burst_dask.errors import ConfigError, UnknownId
+from burst_dask.clock import Clock
+from burst_dask.errors import UnknownId
 from burst_dask.journal.heartbeats import Heartbeats, heartbeats
 from burst_dask.journal.view import in_parallel
 from burst_dask.protocol import keys, policy
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
 from burst_dask.protocol.shard import Phase, Shard
 from burst_dask.report.tables import duration
-from burst_dask.store import Store, open_store
+from burst_dask.store import Store
 from burst_dask.store.signing import key_in
 from burst_dask.testing.facts import Facts, SessionFacts, garbage, gather, gather_session
 from burst_dask.testing.invariants import CHECKS, violations_of
@@ -141,6 +137,7 @@ async def diagnose(store: Store, identifier: str, clock: Clock, signed: bool = F
     --------
     >>> import asyncio
     >>> from burst_dask.clock import SystemClock
+    >>> from burst_dask.store import open_store
     >>> asyncio.run(diagnose(open_store("memory://nothing-here"), "k3w9x2mq", SystemClock()))
     Traceback (most recent call last):
     ...
@@ -259,23 +256,3 @@ def _notes(facts: Facts, liveness: _Liveness, url: str) -> Iterator[str]:
     if not liveness.alive:
         line = f"burst worker --session {facts.session.session} --store '{url}'"
         yield f"it has {left} tasks left and no worker is alive; start some: {line}"
-
-
-@click.command(name="doctor")
-@click.argument("identifier", metavar="ID")
-@click.option(
-    "--store", envvar="BURST_STORE", help="URL of the store, such as s3://bucket/prefix; by default the local one."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
-@click.pass_context
-def command(context: click.Context, identifier: str, store: str | None, as_json: bool) -> None:
-    """Check what a run has stored against the protocol's rules; of a session, all its runs.
-
-    Reads every object once, and changes nothing. Exit code 0: every rule holds; 1: one is broken.
-    """
-    if not keys.is_id(identifier):
-        raise ConfigError(f"{identifier!r} is not the id of a run or session, such as 'k3w9x2mq.7gfh2y' or 'k3w9x2mq'")
-    signed = bool(context.find_root().params.get("signed", False))
-    found = sync.run(diagnose(open_store(store), identifier, SystemClock(), signed))
-    click.echo(json.dumps(found.to_dict()) if as_json else str(found))
-    context.exit(0 if found.healthy else 1)
