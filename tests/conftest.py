@@ -104,9 +104,11 @@ def fleet_of(ecs: EcsStandIn, clock: Clock) -> Callable[..., EcsFleet]:
     assert stack is not None
     ecs.calls.clear()
 
-    def make(session: str = "sess1", cpu: float = 1, memory: int = 2 << 30, **arguments: Any) -> EcsFleet:
+    def make(
+        session: str = "sess1", cpu: float = 1, memory: int = 2 << 30, opened: float = 0.0, **arguments: Any
+    ) -> EcsFleet:
         plan = EcsPlan.made(EcsArguments(**arguments), cpu, memory, clients, stack)
-        return EcsFleet(session, "s3://bucket/p", plan, clients=clients, clock=clock, entropy=Entropy(7))
+        return EcsFleet(session, "s3://bucket/p", plan, opened=opened, clients=clients, clock=clock, entropy=Entropy(7))
 
     return make
 

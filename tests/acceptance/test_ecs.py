@@ -469,6 +469,19 @@ def test_a_lost_worker_of_an_isolated_session_is_replaced_by_one_with_the_same_r
     assert len(ecs.tasks) > 2 and {task.role for task in ecs.tasks} == set(roles_of_sessions(ecs))
 
 
+def test_a_role_that_is_known_late_delays_workers_and_no_more(isolated, ecs, monkeypatch):
+    monkeypatch.setattr("burst_dask.fleet.ecs.launching.ROLE_PATIENCE", 0.0)
+    monkeypatch.setattr("burst_dask.scaling.healer.SETTLED_AFTER", 1.0)
+    monkeypatch.setattr("burst_dask.client.guard.EACH_EVERY", 0.1)
+    unknown = "ECS was unable to assume the role 'arn:aws:iam::1:role/x' that was provided for this task."
+    ecs.once("RunTask", (400, "ClientException", unknown))
+    with pytest.warns(UserWarning, match=r"no worker of session \w+ was started yet: .*tried again a minute from now"):
+        burst = isolated()
+    assert ecs.tasks == [] and len(roles_of_sessions(ecs)) == 1
+    assert dask.delayed(sum)([1, 2]).compute(scheduler=burst) == 3
+    assert [task.role for task in ecs.tasks] == roles_of_sessions(ecs)
+
+
 def test_an_isolated_session_that_cannot_start_leaves_no_role(isolated, ecs):
     ecs.always("RunTask", (400, "ClientException", "You've reached the limit on the number of vCPUs"))
     with pytest.raises(FleetError, match="quota"):

@@ -16,7 +16,7 @@ from burst_dask.errors import BurstError, CloudError
 from burst_dask.fleet.base import ProcessLog
 from burst_dask.fleet.ecs import bounding, words
 from burst_dask.fleet.ecs.definition import STOP_TIMEOUT, number_of, stream_name
-from burst_dask.fleet.ecs.launching import Launch, Launcher
+from burst_dask.fleet.ecs.launching import Launch, Launcher, RoleNotKnownYet
 from burst_dask.fleet.ecs.logs import Logs
 from burst_dask.fleet.ecs.plan import EC2, FARGATE, WITH_FALLBACK, EcsPlan
 from burst_dask.fleet.ecs.tasks import OVER, Task, Tasks
@@ -246,7 +246,14 @@ class EcsFleet:
             if self._there is None:
                 clients, stack = self._own_clients, self.plan.stack
                 launcher = Launcher(
-                    clients, self.plan, self._session, self._store_url, self._clock, self._entropy, self._key
+                    clients,
+                    self.plan,
+                    self._session,
+                    self._store_url,
+                    self._clock,
+                    self._entropy,
+                    opened=self._opened,
+                    key=self._key,
                 )
                 self._there = _Place(Tasks(clients, stack, self._session), launcher, Logs(clients, stack))
             return self._there
@@ -265,7 +272,11 @@ class EcsFleet:
 
     def _begin(self, number: int, workers: int, still: Callable[[], bool]) -> None:
         with self._lock:
-            self._launch(workers, number, still)
+            try:
+                self._launch(workers, number, still)
+            except RoleNotKnownYet as error:  # to give up the session would be to begin anew with a role as young
+                said = f"no worker of session {self._session} was started yet: {error}"
+                warnings.warn(f"{said}. It is tried again a minute from now, while a client waits", stacklevel=3)
 
     def _bound(self) -> Bound | None:
         with self._lock:

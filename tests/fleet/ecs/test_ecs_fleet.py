@@ -12,7 +12,7 @@ from burst_dask.errors import CloudError, CloudLimit, CloudUnavailable, Credenti
 from burst_dask.fleet.base import Ensuring, Fleet, Logging, Remote
 from burst_dask.fleet.ecs.bounding import bound_of
 from burst_dask.fleet.ecs.fleet import IDLE_REST, LOOK_EVERY, QUOTA_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
-from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE, ROLE_PATIENCE
+from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE, ROLE_PATIENCE, ROLE_SETTLES
 from burst_dask.scaling.healer import Bounded, Elastic
 
 NUMBERS = itertools.count(100)
@@ -554,10 +554,28 @@ def test_a_role_that_is_not_known_everywhere_yet_is_waited_for(fleet_of, ecs, cl
     assert len({request["clientToken"] for request in ecs.names("RunTask")}) == 1
 
 
+def test_a_new_role_that_takes_longer_is_waited_for_by_another_start(fleet_of, ecs, clock):
+    """The session stays: whoever opens another one begins with a role as young."""
+    fleet = fleet_of(isolated=True, opened=clock.wall())
+    ecs.always("RunTask", UNKNOWN)
+    with pytest.warns(UserWarning, match=r"no worker of session sess1 was started yet: .* again a minute from now"):
+        start(fleet, 2)
+    with pytest.warns(UserWarning, match=r"no worker of session sess1 was started yet: .* again a minute from now"):
+        asyncio.run(fleet.begin(next(NUMBERS), 2, lambda: len(ecs.names("RunTask")) < 8))  # there was no time left
+    assert asyncio.run(fleet.counted()) == {}
+    ecs.faults.clear()
+    start(fleet, 2)
+    assert fleet.alive() == 2
+    clock.pause(ROLE_SETTLES)
+    ecs.always("RunTask", UNKNOWN)
+    with pytest.raises(CloudError, match="somebody has deleted it or changed its trust"):
+        start(fleet, 2)
+
+
 def test_a_role_that_is_never_known_is_told_of(fleet_of, ecs, clock):
     fleet = fleet_of(isolated=True)
     ecs.always("RunTask", UNKNOWN)
-    with pytest.raises(CloudError, match=r"the session's own role.*again for 25 seconds.*new session"):
+    with pytest.raises(CloudError, match=r"the session's own role.*asked for 25 seconds: somebody.*a new session"):
         start(fleet, 2)
     assert sum(clock.pauses) <= ROLE_PATIENCE
     with pytest.raises(CloudError, match="a role of the stack"):
