@@ -327,6 +327,13 @@ def test_instances_of_spot_that_do_not_come_are_given_up(fleet_of, ecs, clock):
     assert fleet.notes() == [], "it was this fleet that stopped the others"
 
 
+def test_a_look_at_a_fleet_that_may_fall_back_describes_each_task_once(fleet_of, ecs):
+    start(fleet_of(spot="with-fallback"), 3)
+    ecs.calls.clear()
+    assert list(asyncio.run(fleet_of(spot="with-fallback").counted()).values()) == [3]
+    assert [len(request["tasks"]) for request in ecs.names("DescribeTasks")] == [3]
+
+
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
