@@ -321,6 +321,10 @@ def test_a_role_whose_making_was_not_answered_is_deleted(made):
     with pytest.raises(CloudUnavailable):
         isolation.make_role(account.clients, stack, OURS, BUCKET, "burst")
     assert roles(account) == []
+    account.answers("iam:CreateRole", lost)
+    account.denies("iam:DeleteRole")
+    with pytest.raises(CloudUnavailable), pytest.warns(UserWarning, match=f"The role burst-dask-{OURS} is left"):
+        isolation.make_role(account.clients, stack, OURS, BUCKET, "burst")
 
 
 @pytest.mark.parametrize("action", ["iam:DeleteRolePolicy", "iam:DeleteRole"])
