@@ -360,6 +360,22 @@ def test_doctor_tells_what_is_missing_for_it(made, burst):
     assert context["iam:PermissionsBoundary"] == [stack.boundary]
 
 
+def test_doctor_looks_for_rights_on_keys_of_isolated_sessions_too(made, burst):
+    account, _ = made
+    isolated = f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:secret:burst-dask/isolated/*"
+    account.answers(
+        "iam:SimulatePrincipalPolicy",
+        lambda asked: {
+            "EvaluationResults": [
+                {"EvalDecision": "implicitDeny" if asked["ResourceArns"] == [isolated] else "allowed"}
+            ]
+        },
+    )
+    said = burst("doctor", "aws").output
+    for action in ("CreateSecret", "TagResource", "GetSecretValue", "DeleteSecret"):
+        assert f"you lack secretsmanager:{action} on {isolated}, for isolated=True with signed=True" in said
+
+
 def test_doctor_tells_when_there_are_many_roles(made, burst, monkeypatch):
     account, stack = made
     assert "isolation" not in burst("doctor", "aws").output
