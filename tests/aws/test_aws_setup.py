@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
@@ -13,6 +14,7 @@ from burst_dask.aws.assets import TEMPLATE, asset
 from burst_dask.aws.stack import read_stack
 
 BUCKET = "burst-dask-123456789012-us-east-1"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def parameters(account):
@@ -138,6 +140,14 @@ def test_subnets_without_a_way_out(account, burst):
     assert "--private-endpoints" in shown.output
     assert burst("setup", "aws", "--yes", "--vpc", vpc, "--private-endpoints").exit_code == 0
     assert (parameters(account)["PrivateEndpoints"], parameters(account)["AssignPublicIp"]) == ("true", "DISABLED")
+
+
+def test_what_costs_without_a_worker_is_told(account, burst):
+    stored = "While no worker runs, only what is stored costs"
+    assert f"\n{stored}\n" in burst("setup", "aws", "--dry-run").output
+    shown = burst("setup", "aws", "--dry-run", "--warm", "1", "--instance-types", "c7i.large", "--private-endpoints")
+    assert "\nPrivate endpoints cost about 7 USD a month, for each of seven in each zone, from now on\n" in shown.output
+    assert f"\nDisks of instances that are kept ready cost from now on\n{stored}, and that\n" in shown.output
 
 
 def test_subnets_behind_a_nat_need_no_public_address(account, burst):
@@ -268,6 +278,9 @@ def test_a_schedule_with_its_image_and_what_it_costs(stack, burst):
         f"0.5 GiB (arm64), each paid for a minute or so: about {2920 / 60 * hourly:.2f} USD, by the table of"
     )
     assert told in shown.output
+    on_x86 = hourly + 0.25 * (0.04048 - 0.03238) + 0.5 * (0.004445 - 0.00356)
+    costs = f"(in us-east-1 {2920 / 60 * hourly:.2f} USD a month on Arm, {2920 / 60 * on_x86:.2f} on x86)"
+    assert costs in README.read_text()
 
 
 def test_a_schedule_on_the_only_architecture_that_there_is(stack, burst):
