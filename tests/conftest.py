@@ -61,7 +61,7 @@ def moto_server(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def ecs_moto(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Endpoint of a moto server of its own, in which the stack stands that fleets on ECS need."""
-    from ecs_stand_in import stand
+    from ecs_stack import stand
 
     with servers.moto(tmp_path_factory.mktemp("ecs") / "log") as endpoint:
         stand(endpoint)

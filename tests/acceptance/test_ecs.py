@@ -11,7 +11,7 @@ import time
 import dask
 import pytest
 from acting import QUICK, check, children
-from ecs_stand_in import push_image
+from ecs_stack import push_image
 from servers import REGION
 from test_survives import chains
 
