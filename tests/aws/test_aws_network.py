@@ -24,14 +24,6 @@ def test_subnets_without_a_way_out(account, burst):
     assert (account.sent()["PrivateEndpoints"], account.sent()["AssignPublicIp"]) == ("true", "DISABLED")
 
 
-def test_what_costs_without_a_worker_is_told(account, burst):
-    stored = "While no worker runs, only what is stored costs"
-    assert f"\n{stored}\n" in burst("setup", "aws", "--dry-run").output
-    shown = burst("setup", "aws", "--dry-run", "--warm", "1", "--instance-types", "c7i.large", "--private-endpoints")
-    assert "\nPrivate endpoints cost about 7 USD a month, for each of seven in each zone, from now on\n" in shown.output
-    assert f"\nDisks of instances that are kept ready cost from now on\n{stored}, and that\n" in shown.output
-
-
 def test_subnets_behind_a_nat_need_no_public_address(account, burst):
     ec2 = account.clients.client("ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]

@@ -77,6 +77,14 @@ def test_changes_what_is_asked_for(stack, burst):
     assert stack.asked("cloudformation:CreateChangeSet")[-1]["ChangeSetType"] == "UPDATE"
 
 
+def test_what_costs_without_a_worker_is_told(account, burst):
+    stored = "While no worker runs, only what is stored costs"
+    assert f"\n{stored}\n" in burst("setup", "aws", "--dry-run").output
+    shown = burst("setup", "aws", "--dry-run", "--warm", "1", "--instance-types", "c7i.large", "--private-endpoints")
+    assert "\nPrivate endpoints cost about 7 USD a month, for each of seven in each zone, from now on\n" in shown.output
+    assert f"\nDisks of instances that are kept ready cost from now on\n{stored}, and that\n" in shown.output
+
+
 def test_dry_run_changes_nothing(account, burst):
     shown = burst("setup", "aws", "--dry-run", "--json")
     assert json.loads(shown.stdout)["changed"] is False
