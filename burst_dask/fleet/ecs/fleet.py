@@ -16,7 +16,7 @@ from burst_dask.errors import BurstError, CloudError
 from burst_dask.fleet.base import ProcessLog
 from burst_dask.fleet.ecs import bounding, words
 from burst_dask.fleet.ecs.definition import STOP_TIMEOUT, number_of, stream_name
-from burst_dask.fleet.ecs.launching import Launch, Launcher, RoleNotKnownYet
+from burst_dask.fleet.ecs.launching import Launch, Launcher
 from burst_dask.fleet.ecs.logs import Logs
 from burst_dask.fleet.ecs.plan import EC2, FARGATE, WITH_FALLBACK, EcsPlan
 from burst_dask.fleet.ecs.tasks import OVER, Task, Tasks
@@ -276,11 +276,7 @@ class EcsFleet:
 
     def _begin(self, number: int, workers: int, still: Callable[[], bool]) -> None:
         with self._lock:
-            try:
-                self._launch(workers, number, still)
-            except RoleNotKnownYet as error:  # to give up the session would be to begin anew with a role as young
-                said = f"no worker of session {self._session} was started yet: {error}"
-                warnings.warn(f"{said}. It is tried again a minute from now, while a client waits", stacklevel=3)
+            self._launch(workers, number, still)
 
     def _bound(self) -> Bound | None:
         with self._lock:

@@ -8,7 +8,7 @@ from starting import EXPIRED, FULL, NUMBERS, THROTTLED, UNKNOWN_ROLE, not_starte
 
 from burst_dask.errors import CloudError, CloudLimit, CloudUnavailable, CredentialsExpired
 from burst_dask.fleet.ecs.fleet import LOOK_EVERY, SHOWN_WITHIN, SPOT_PATIENCE, SPOT_REST
-from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE, ROLE_PATIENCE, ROLE_SETTLES
+from burst_dask.fleet.ecs.launching import CAPACITY_PATIENCE, PATIENCE, ROLE_PATIENCE, ROLE_SETTLES, RoleNotKnownYet
 
 NO_CAPACITY = not_started("Capacity is unavailable at this time. Please try again later")
 
@@ -226,9 +226,9 @@ def test_a_new_role_that_takes_longer_is_waited_for_by_another_start(fleet_of, e
     """The session stays: whoever opens another one begins with a role as young."""
     fleet = fleet_of(isolated=True, opened=clock.wall())
     ecs.always("RunTask", UNKNOWN_ROLE)
-    with pytest.warns(UserWarning, match=r"no worker of session sess1 was started yet: .* again a minute from now"):
+    with pytest.raises(RoleNotKnownYet, match="a new role is known everywhere after some seconds"):
         start(fleet, 2)
-    with pytest.warns(UserWarning, match=r"no worker of session sess1 was started yet: .* again a minute from now"):
+    with pytest.raises(RoleNotKnownYet, match="a new role is known everywhere after some seconds"):
         asyncio.run(fleet.begin(next(NUMBERS), 2, lambda: len(ecs.names("RunTask")) < 8))  # there was no time left
     assert asyncio.run(fleet.counted()) == {}
     ecs.faults.clear()
