@@ -61,7 +61,7 @@ def moto_server(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def ecs_moto(aws_credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Endpoint of a moto server of its own, in which the stack stands that fleets on ECS need."""
-    from ecs_stand_in import stand
+    from ecs_stack import stand
 
     with servers.moto(tmp_path_factory.mktemp("ecs") / "log") as endpoint:
         stand(endpoint)
@@ -104,9 +104,11 @@ def fleet_of(ecs: EcsStandIn, clock: Clock) -> Callable[..., EcsFleet]:
     assert stack is not None
     ecs.calls.clear()
 
-    def make(session: str = "sess1", cpu: float = 1, memory: int = 2 << 30, **arguments: Any) -> EcsFleet:
+    def make(
+        session: str = "sess1", cpu: float = 1, memory: int = 2 << 30, opened: float = 0.0, **arguments: Any
+    ) -> EcsFleet:
         plan = EcsPlan.made(EcsArguments(**arguments), cpu, memory, clients, stack)
-        return EcsFleet(session, "s3://bucket/p", plan, clients=clients, clock=clock, entropy=Entropy(7))
+        return EcsFleet(session, "s3://bucket/p", plan, opened=opened, clients=clients, clock=clock, entropy=Entropy(7))
 
     return make
 

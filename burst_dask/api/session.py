@@ -39,6 +39,7 @@ from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
 from burst_dask.errors import ConfigError, FleetError
 from burst_dask.fleet.base import Logging, ProcessLog
+from burst_dask.fleet.ecs import RoleNotKnownYet
 from burst_dask.journal.log import Author
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import RunId, SessionId, WorkerId
@@ -214,6 +215,9 @@ class Session(Scheduling):
         self._link.fleet = fleet = fleet_of(self._link)
         try:
             sync.run(self._link.start_workers(eager=True))
+        except RoleNotKnownYet as error:  # to give up would be to begin anew with a role as young
+            said = f"no worker of session {self.id} was started yet: {error}"
+            self._link.warn(f"{said}. It is tried again a minute from now, while a client waits")
         except BaseException:
             sync.run(close(self._link))
             with contextlib.suppress(FleetError):  # what stood in the way of the start may be in the way of this

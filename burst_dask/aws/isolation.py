@@ -6,7 +6,6 @@ path that tells the stack. So a client needs rights on that path only, with that
 
 from __future__ import annotations
 
-import contextlib
 import json
 import warnings
 from collections.abc import Callable
@@ -156,7 +155,7 @@ def make_role(
     Raises
     ------
     CloudError
-        AWS refuses; nothing is left.
+        AWS refuses; nothing is left, or a warning names what is.
     """
     iam, name = clients.client("iam"), role_name(stack.name, session)
     arn = role_arn(stack, session)
@@ -172,20 +171,24 @@ def make_role(
     except (AccessDenied, CloudLimit):
         raise
     except BaseException:  # its answer may be lost
-        with contextlib.suppress(CloudError):
-            delete_role(clients, stack, session)
+        _give_up(clients, stack, session)
         raise
     try:
         with explained("iam:PutRolePolicy", arn, _UNOPENED):
             document = json.dumps(policy(stack, session, bucket, path, earlier))
             iam.put_role_policy(RoleName=name, PolicyName=POLICY, PolicyDocument=document)
     except BaseException:
-        try:
-            delete_role(clients, stack, session)
-        except CloudError as error:
-            warnings.warn(str(error), stacklevel=2)
+        _give_up(clients, stack, session)
         raise
     return arn
+
+
+def _give_up(clients: Clients, stack: Stack, session: SessionId) -> None:
+    """Delete the role of a session that is not opened; that it is left is a warning, and does not hide why."""
+    try:
+        delete_role(clients, stack, session)
+    except CloudError as error:
+        warnings.warn(str(error), stacklevel=3)
 
 
 def delete_role(clients: Clients, stack: Stack, session: SessionId) -> None:

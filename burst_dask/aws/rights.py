@@ -41,7 +41,6 @@ def rights_of(clients: Clients, stack: Stack) -> tuple[Right, ...]:
     logs = f"{arn}:logs:{here}:log-group:{stack.log_group}:*"
     bucket = f"{arn}:s3:::{stack.bucket}"
     objects = f"{bucket}/{stack.prefix}/*"
-    keys = f"{arn}:secretsmanager:{here}:secret:{secret_name(stack.name, '')}*"
     repository = f"{arn}:ecr:{here}:repository/{repository_name(stack.repository)}"
     return (
         Right("s3:ListBucket", bucket, "sessions"),
@@ -65,13 +64,10 @@ def rights_of(clients: Clients, stack: Stack) -> tuple[Right, ...]:
         Right("ec2:DescribeSpotPriceHistory", "*", "prices of Spot", needed=False),
         Right("pricing:GetProducts", "*", "prices of today", needed=False),
         Right("servicequotas:GetServiceQuota", "*", "quotas", needed=False),
-        *(
-            Right(f"secretsmanager:{action}", keys, "signed=True", needed=False)
-            for action in ("CreateSecret", "TagResource", "GetSecretValue", "DeleteSecret")
-        ),
+        *_of_keys(f"{arn}:secretsmanager:{here}:secret:{secret_name(stack.name, '')}*", "signed=True"),
         Right("ecs:DescribeClusters", cluster, "burst doctor aws", needed=False),
         *(_of_key(stack.kms_key) if stack.kms_key else ()),
-        *(_of_isolation(arn, clients.account, stack) if stack.boundary else ()),
+        *(_of_isolation(clients, stack) if stack.boundary else ()),
     )
 
 
@@ -81,12 +77,21 @@ def _of_key(key: str) -> Iterator[Right]:
         yield Right(action, key, "sessions, since the bucket is encrypted with that key")
 
 
-def _of_isolation(arn: str, account: str, stack: Stack) -> Iterator[Right]:
+def _of_keys(keys: str, purpose: str) -> Iterator[Right]:
+    """Yield what whoever opens signed sessions needs, on secrets of such names."""
+    for action in ("CreateSecret", "TagResource", "GetSecretValue", "DeleteSecret"):
+        yield Right(f"secretsmanager:{action}", keys, purpose, needed=False)
+
+
+def _of_isolation(clients: Clients, stack: Stack) -> Iterator[Right]:
     """Yield what whoever opens sessions with roles of their own needs: on roles below one path only."""
+    arn, account = f"arn:{clients.partition}", clients.account
     roles = f"{arn}:iam::{account}:role{role_path(stack)}*"
     for action in ("iam:CreateRole", "iam:PutRolePolicy", "iam:DeleteRolePolicy", "iam:DeleteRole"):
         yield Right(action, roles, "isolated=True", needed=False)
     yield Right("iam:PassRole", roles, "isolated=True", needed=False, passed_to="ecs-tasks.amazonaws.com")
+    secrets = f"{arn}:secretsmanager:{clients.region}:{account}:secret:{secret_name(stack.name, '', isolated=True)}*"
+    yield from _of_keys(secrets, "isolated=True with signed=True")
 
 
 def _cluster(clients: Clients, stack: Stack) -> str:
@@ -153,7 +158,7 @@ def _simulated(clients: Clients, principal: str, rights: tuple[Right, ...], of_c
 
 def _tried(clients: Clients, stack: Stack, rights: tuple[Right, ...]) -> Iterator[Right]:
     """Yield what is refused when it is tried in a way that cannot do anything."""
-    by_action = {right.action: right for right in rights}
+    by_action = {right.action: right for right in reversed(rights)}  # of several, the first one is tried
     for action, call in _harmless(clients, stack).items():
         try:
             with explained(action):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 from burst_dask.aws.clients import Clients
 from burst_dask.aws.explain import code_of, explained
 from burst_dask.aws.stack import SESSION_TAG, STACK_TAG
-from burst_dask.errors import CloudError
+from burst_dask.errors import CloudError, CloudUnavailable
 
 #: What a reference to a secret begins with; region and name follow.
 SCHEME = "secretsmanager:"
@@ -58,16 +59,35 @@ def place_of(reference: str, session: str) -> tuple[str, str] | None:
 
 
 def create(clients: Clients, name: str, secret: bytes) -> None:
-    """Make a secret, with the tags by which it is known whose it is."""
+    """Make a secret, with the tags by which it is known whose it is.
+
+    Raises
+    ------
+    CloudError
+        AWS refuses; nothing is left, or a warning names what is.
+    """
     stack, _, session = name.split("/")
     tags = {STACK_TAG: stack, SESSION_TAG: session}
-    with explained("secretsmanager:CreateSecret", name, "Nothing was started"):
-        clients.client("secretsmanager").create_secret(
-            Name=name,
-            SecretBinary=secret,
-            Description="The key by which records of a session of burst_dask are signed",
-            Tags=[{"Key": key, "Value": value} for key, value in tags.items()],
-        )
+    try:
+        with explained("secretsmanager:CreateSecret", name, "Nothing was started"):
+            clients.client("secretsmanager").create_secret(
+                Name=name,
+                SecretBinary=secret,
+                Description="The key by which records of a session of burst_dask are signed",
+                Tags=[{"Key": key, "Value": value} for key, value in tags.items()],
+            )
+    except BaseException as error:
+        if isinstance(error, CloudUnavailable) or not isinstance(error, CloudError):  # an answer may be lost
+            _give_up(clients, name)
+        raise
+
+
+def _give_up(clients: Clients, name: str) -> None:
+    """Delete a secret that may have been made; that it is left is a warning, and does not hide why."""
+    try:
+        delete(clients, name)
+    except CloudError as error:
+        warnings.warn(f"the secret {name} may be left: {error}", stacklevel=3)
 
 
 def read(clients: Clients, name: str) -> bytes | None:

@@ -13,7 +13,7 @@ from burst_dask.errors import BurstError, CloudError
 
 #: The name of the stack unless another one is asked for.
 DEFAULT_NAME = "burst-dask"
-#: On everything that the stack makes, and on every task: whose it is. The value is the name of the stack.
+#: On everything that the stack makes, and on every task of a session: whose it is. The value is the name of the stack.
 STACK_TAG = "burst-dask:stack"
 #: On every task: its session.
 SESSION_TAG = "burst-dask:session"

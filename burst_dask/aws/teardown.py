@@ -18,7 +18,7 @@ from burst_dask.clock import Clock
 from burst_dask.errors import AccessDenied, CloudError, ConfigError, WaitTimeout
 
 _UNCHANGED = "Nothing was removed"
-_STOPPED = "The tasks were stopped, and the stack is still there"
+_STOPPED = "Its tasks were stopped, and the stack is still there: run `burst teardown aws` again"
 _STOP_LONGEST = 300.0
 #: What DescribeTasks takes at a time.
 _DESCRIBED = 100
@@ -56,7 +56,7 @@ def look(clients: Clients, name: str) -> Removal | None:
     stack = read_stack(clients, name)
     if found is None or stack is None:
         return None
-    tasks = list(running_tasks(clients, stack.cluster)) if stack.cluster else []
+    tasks = list(running_tasks(clients, stack.cluster, _UNCHANGED)) if stack.cluster else []
     sessions = Counter(_session(task) for task in tasks if not schedule.is_its(task, stack))
     owns = bool(stack.bucket) and _owns(clients, stack)
     return Removal(stack, str(found["StackId"]), dict(sessions), owns, _keys(clients, name))
@@ -110,16 +110,15 @@ def remove(
     if status != "DELETE_COMPLETE":
         raise failure(events_of(clients, removal.stack_id), f"the stack {stack.name} was not removed", kept)
     if data:
-        delete_bucket(clients, stack.bucket)
-        for key in removal.keys or ():  # without which nobody could read what they have signed
-            secrets.delete(clients, key)
+        delete_bucket(clients, stack.bucket, removal.keys or ())
+        _delete_keys(clients, removal.keys or ())  # without which nobody could read what they have signed
 
 
-def running_tasks(clients: Clients, cluster: str) -> Iterator[dict[str, Any]]:
+def running_tasks(clients: Clients, cluster: str, kept: str) -> Iterator[dict[str, Any]]:
     """Yield what ECS says of the tasks of a cluster that run or are about to."""
     ecs = clients.client("ecs")
     try:
-        with explained("ecs:ListTasks", f"the cluster {cluster}", _UNCHANGED):
+        with explained("ecs:ListTasks", f"the cluster {cluster}", kept):
             pages = list(ecs.get_paginator("list_tasks").paginate(cluster=cluster, desiredStatus="RUNNING"))
     except CloudError as error:
         if code_of(error) in _NO_CLUSTER:
@@ -127,7 +126,7 @@ def running_tasks(clients: Clients, cluster: str) -> Iterator[dict[str, Any]]:
         raise
     for page in pages:
         if page["taskArns"]:
-            with explained("ecs:DescribeTasks", f"the cluster {cluster}", _UNCHANGED):
+            with explained("ecs:DescribeTasks", f"the cluster {cluster}", kept):
                 yield from ecs.describe_tasks(cluster=cluster, tasks=page["taskArns"], include=["TAGS"])["tasks"]
 
 
@@ -136,14 +135,14 @@ def stop_tasks(clients: Clients, stack: Stack, clock: Clock) -> None:
 
     ECS does not list one that was told to stop among those that run, and workers may start others meanwhile.
     """
-    ecs = clients.client("ecs")
+    ecs, kept = clients.client("ecs"), _begun(stack)
     stopping: set[str] = set()
     until = clock.monotonic() + _STOP_LONGEST
     while True:
-        for task in running_tasks(clients, stack.cluster):
+        for task in running_tasks(clients, stack.cluster, kept):
             arn = str(task["taskArn"])
             try:
-                with explained("ecs:StopTask", arn, "Some tasks may have been stopped; nothing was removed"):
+                with explained("ecs:StopTask", arn, kept):
                     ecs.stop_task(cluster=stack.cluster, task=arn, reason="burst teardown aws")
             except CloudError as error:
                 if code_of(error) != "InvalidParameterException":  # it has ended meanwhile, and is forgotten
@@ -151,27 +150,33 @@ def stop_tasks(clients: Clients, stack: Stack, clock: Clock) -> None:
             stopping.add(arn)
         if not stopping:
             return
-        stopping = _not_stopped(clients, stack.cluster, sorted(stopping))
+        stopping = _not_stopped(clients, stack.cluster, sorted(stopping), kept)
         if clock.monotonic() > until:
-            raise WaitTimeout(f"tasks of {stack.cluster} have not stopped within five minutes. {_UNCHANGED}")
+            raise WaitTimeout(f"tasks of {stack.cluster} have not stopped within five minutes. {kept}")
         sync.run(clock.sleep(2.0))
 
 
-def _not_stopped(clients: Clients, cluster: str, arns: list[str]) -> set[str]:
+def _begun(stack: Stack) -> str:
+    """Say how far it has come while tasks are stopped, and how to go on: `burst setup aws` sees no schedule missing."""
+    schedule = f"The schedule {stack.schedule} is removed, and s" if stack.schedule else "S"
+    return f"{schedule}ome tasks may have been stopped; all else is there. Run `burst teardown aws` again"
+
+
+def _not_stopped(clients: Clients, cluster: str, arns: list[str], kept: str) -> set[str]:
     """Return which of some tasks still run or end."""
     left: set[str] = set()
     for first in range(0, len(arns), _DESCRIBED):
-        with explained("ecs:DescribeTasks", f"the cluster {cluster}", _UNCHANGED):
+        with explained("ecs:DescribeTasks", f"the cluster {cluster}", kept):
             found = clients.client("ecs").describe_tasks(cluster=cluster, tasks=arns[first : first + _DESCRIBED])
         left.update(str(task["taskArn"]) for task in found["tasks"] if task.get("lastStatus") != "STOPPED")
     return left
 
 
-def delete_bucket(clients: Clients, bucket: str) -> None:
-    """Delete a bucket and all that is in it, also old versions."""
+def delete_bucket(clients: Clients, bucket: str, keys: tuple[str, ...] = ()) -> None:
+    """Delete a bucket and all that is in it, also old versions; `keys` are named as left if that fails."""
     s3 = clients.client("s3")
     kept = f"The stack is gone, and part of the bucket {bucket} may be: `burst teardown aws --data` cannot find it any "
-    kept += f"more. Delete it by `aws s3 rb --force s3://{bucket}`"
+    kept += f"more. Delete it by `aws s3 rb --force s3://{bucket}`. {_left(keys)}"
     with explained("s3:ListBucketVersions", bucket, kept):
         for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
             doomed = [
@@ -185,6 +190,24 @@ def delete_bucket(clients: Clients, bucket: str) -> None:
                     raise CloudError(f"{failed['Key']} was not deleted: {failed.get('Message')}. {kept}")
     with explained("s3:DeleteBucket", bucket, kept):
         s3.delete_bucket(Bucket=bucket)
+
+
+def _delete_keys(clients: Clients, keys: tuple[str, ...]) -> None:
+    for number, key in enumerate(keys):
+        try:
+            secrets.delete(clients, key)
+        except CloudError as error:
+            raise type(error)(f"{error}. The stack and its bucket are gone. {_left(keys[number:])}") from error
+
+
+def _left(keys: tuple[str, ...]) -> str:
+    """Say which keys of signed sessions are left, and how to delete them; empty without any."""
+    if not keys:
+        return ""
+    command = "`aws secretsmanager delete-secret --force-delete-without-recovery --secret-id NAME`"
+    return (
+        f"These keys of signed sessions are left, at 0.40 USD a month each: {', '.join(keys)}. Delete each by {command}"
+    )
 
 
 def _keys(clients: Clients, name: str) -> tuple[str, ...] | None:
@@ -216,7 +239,7 @@ def _end_instances(clients: Clients, removal: Removal, clock: Clock) -> None:
 
     What an earlier teardown has begun is waited for and ended, too.
     """
-    with explained("cloudformation:ListStackResources", removal.stack_id, _UNCHANGED):
+    with explained("cloudformation:ListStackResources", removal.stack_id, _STOPPED):
         pages = (
             clients.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=removal.stack_id)
         )
@@ -288,7 +311,7 @@ def _deregister_instances(clients: Clients, cluster: str) -> None:
 def _remove_definitions(clients: Clients, stack: Stack) -> None:
     """Take the task definitions of a stack out of use; they are free, and AWS keeps them for tasks of the past."""
     ecs = clients.client("ecs")
-    with explained("ecs:ListTaskDefinitions", kept=_UNCHANGED):
+    with explained("ecs:ListTaskDefinitions", kept=_STOPPED):
         families = [
             family
             for page in ecs.get_paginator("list_task_definition_families").paginate(
@@ -313,7 +336,7 @@ def _remove_images(clients: Clients, stack: Stack) -> None:
         return
     ecr, name = clients.client("ecr"), repository_name(stack.repository)
     try:
-        with explained("ecr:ListImages", stack.repository, _UNCHANGED):
+        with explained("ecr:ListImages", stack.repository, _STOPPED):
             ids = [
                 id for page in ecr.get_paginator("list_images").paginate(repositoryName=name) for id in page["imageIds"]
             ]

@@ -223,13 +223,16 @@ def _described(plan: Plan, clients: Clients) -> str:
     told.append(
         f"Workers: in {plan.parameters.get('Subnets')}, {public} public addresses, and nobody can connect to them"
     )
+    always = []
     if plan.parameters.get("PrivateEndpoints") == "true":
-        told.append("Private endpoints cost about 7 USD a month, for each of seven in each zone, from now on")
+        always.append("Private endpoints cost about 7 USD a month, for each of seven in each zone, from now on")
+    if any(plan.parameters.get(name, "0") != "0" for name in ("WarmX86", "WarmArm")):
+        always.append("Disks of instances that are kept ready cost from now on")
     if looks := schedule.told(clients, plan.parameters):
-        told.append(looks)
+        always.append(looks)
     if plan.kind == "CREATE":
-        told.append("While no worker runs, only what is stored costs")
-    return "\n".join(told)
+        always.append(f"While no worker runs, only what is stored costs{', and that' if always else ''}")
+    return "\n".join(told + always)
 
 
 def _next_line(stack: Stack, plan: Plan) -> str:

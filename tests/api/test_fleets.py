@@ -6,7 +6,7 @@ import warnings
 import dask
 import msgspec
 import pytest
-from ecs_stand_in import REGION
+from servers import REGION
 
 from burst_dask import Session, attach, sync
 from burst_dask.api.arguments import Given

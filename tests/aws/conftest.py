@@ -81,6 +81,15 @@ class Account:
         """Return the parameters of each call of an operation."""
         return [parameters for name, parameters in self.calls if name == operation]
 
+    def sent(self) -> dict[str, str]:
+        """Return the parameters of the template that were sent last."""
+        return _parameters(self.asked("cloudformation:CreateChangeSet")[-1])
+
+    def has(self) -> dict[str, str]:
+        """Return the parameters of the stack that stands."""
+        (found,) = self.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"]
+        return _parameters(found)
+
     def _asked(self, params: dict[str, Any], model: Any, **_: Any) -> None:
         self.calls.append((_name(model), dict(params)))
 
@@ -88,6 +97,10 @@ class Account:
         if (answer := self._answers.get(_name(model))) is None:
             return None
         return SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": {}}, **answer(self.calls[-1][1])}
+
+
+def _parameters(told: dict[str, Any]) -> dict[str, str]:
+    return {one["ParameterKey"]: one["ParameterValue"] for one in told["Parameters"]}
 
 
 def _name(model: Any) -> str:

@@ -5,36 +5,29 @@ itself, as well as quotas; everything else, also of ECS, goes to moto. A task's 
 an image and ECS give it, the task definition's and the override's, and nothing of whoever runs the tests. What it
 writes goes to the log stream that the definition names; SIGTERM and SIGKILL come as ECS sends them.
 
-What tasks with the role of a single session or of the schedule ask of S3, and of Secrets Manager, is held to what
-that role allows.
+What tasks ask of S3 and of Secrets Manager is held to what their role allows (`ecs_rights`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import http.client
 import itertools
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import boto3
 import iam
-import psutil
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from ecs_rights import Rights
+from ecs_task import RunningTask
 from servers import CREDENTIALS, REGION
 
 from burst_dask.aws.clients import Clients
@@ -48,161 +41,10 @@ FARGATE = {
     "8192": (16, 60, 4),
     "16384": (32, 120, 8),
 }
-ACCOUNT = "123456789012"
 #: An answer: what was asked for is done, and the connection breaks before the news of it comes.
 LOST = "lost"
 #: Takes the name of a call and its request; returns an answer, an error as (status, code, message), or None to go on.
 Fault = Callable[[str, dict[str, Any]], Any]
-
-
-class RunningTask:
-    """A task, and its process."""
-
-    def __init__(self, stand_in: EcsStandIn, request: dict[str, Any], definition: dict[str, Any]) -> None:
-        self.id = hashlib.sha256(os.urandom(16)).hexdigest()[:32]
-        self.arn = f"arn:aws:ecs:{REGION}:{ACCOUNT}:task/{request['cluster']}/{self.id}"
-        self.request, self.definition = request, definition
-        self.container = definition["containerDefinitions"][0]
-        self.status, self.desired = "PROVISIONING", "RUNNING"
-        self.stop_code = self.reason = self.container_reason = ""
-        self.exit_code: int | None = None
-        self.created = stand_in.now()
-        self.stopped = 0.0
-        strategy = request.get("capacityProviderStrategy") or [{"capacityProvider": request["launchType"]}]
-        self.provider = strategy[0]["capacityProvider"]
-        self.process: subprocess.Popen[bytes] | None = None
-        self._stand_in = stand_in
-        self.home = Path(tempfile.mkdtemp(prefix="task-", dir=stand_in.directory))
-
-    # ------------------------------------------------------------------ its life
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What the container sees."""
-        override = self._override
-        named = [*self.container.get("environment", ()), *override.get("environment", ())]
-        own = {"HOME": str(self.home)} | ({"AWS_ACCESS_KEY_ID": self.key} if self.is_held else {})
-        return self._stand_in.image | own | {one["name"]: one["value"] for one in named}
-
-    @property
-    def key(self) -> str:
-        """By which its requests are known."""
-        return f"ROLE{self.id[:16].upper()}"
-
-    @property
-    def is_held(self) -> bool:
-        """Whether it has the role of a single session, or of the schedule."""
-        return ":role/burst-dask/" in self.role or self.role in self._stand_in.healers
-
-    @property
-    def command(self) -> list[str]:
-        override = self._override
-        return [*self.container.get("entryPoint", ()), *override.get("command", self.container.get("command", ()))]
-
-    @property
-    def role(self) -> str:
-        """ARN of the role that the task's processes have."""
-        override = self.request.get("overrides", {}).get("taskRoleArn")
-        return str(override or self.definition.get("taskRoleArn", ""))
-
-    @property
-    def _override(self) -> dict[str, Any]:
-        overrides = self.request.get("overrides", {}).get("containerOverrides", [])
-        assert all(one["name"] == self.container["name"] for one in overrides)
-        return overrides[0] if overrides else {}
-
-    def start(self) -> None:
-        """Run the container's process, or fail as ECS does."""
-        if reason := self._stand_in.unfit(self):
-            self.over("TaskFailedToStart", reason)
-            return
-        if self.provider in self._stand_in.without_machines:
-            return
-        if not self._stand_in.processes:
-            self.status = "RUNNING"
-            return
-        self.process = subprocess.Popen(
-            self.command,
-            env=self.environment,
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.status = "RUNNING"
-        threading.Thread(target=self._follow, daemon=True).start()
-
-    def _follow(self) -> None:
-        """Pass on what the process writes, until it ends."""
-        process = self.process
-        assert process is not None and process.stdout is not None
-        log = self._stand_in.stream(self)
-        for line in process.stdout:
-            log(line.decode(errors="replace").rstrip("\n"))
-        code = process.wait()
-        self.exit_code = code if code >= 0 else 128 - code
-        self.over(self.stop_code or "EssentialContainerExited", self.reason or "Essential container in task exited")
-
-    def over(self, code: str, reason: str) -> None:
-        self.stop_code, self.reason = code, reason
-        self.status = self.desired = "STOPPED"
-        self.stopped = self._stand_in.now()
-
-    def stop(self, code: str, reason: str) -> None:
-        """Send SIGTERM, and SIGKILL after the stop timeout."""
-        if self.status == "STOPPED":
-            return
-        self.stop_code, self.reason, self.desired = code, reason, "STOPPED"
-        if self.process is None:
-            self.over(code, reason)
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
-        timer = threading.Timer(float(self.container.get("stopTimeout", 30)), self.kill)
-        timer.daemon = True
-        timer.start()
-
-    def kill(self, code: str = "", reason: str = "") -> None:
-        """End all its processes at once."""
-        if code:
-            self.stop_code, self.reason, self.desired = code, reason, "STOPPED"
-        if self.process is None and code:
-            self.over(code, reason)
-        if self.process is None or self.process.poll() is not None:
-            return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for one in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-
-    # ------------------------------------------------------------------ as ECS tells of it
-
-    def told(self) -> dict[str, Any]:
-        container: dict[str, Any] = {"name": self.container["name"], "lastStatus": self.status}
-        if self.exit_code is not None:
-            container["exitCode"] = self.exit_code
-        if self.container_reason:
-            container["reason"] = self.container_reason
-        more: dict[str, Any] = {}
-        if self.desired == "STOPPED":
-            more = {"stopCode": self.stop_code, "stoppedReason": self.reason}
-        if self.stopped:
-            more["stoppedAt"] = self.stopped
-        return {
-            "taskArn": self.arn,
-            "clusterArn": f"arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{self.request['cluster']}",
-            "taskDefinitionArn": self.definition["taskDefinitionArn"],
-            "lastStatus": self.status,
-            "desiredStatus": self.desired,
-            "startedBy": self.request.get("startedBy", ""),
-            "group": self.request.get("group", ""),
-            "tags": self.request.get("tags", []),
-            "capacityProviderName": self.provider,
-            "createdAt": self.created,
-            "containers": [container],
-            **more,
-        }
 
 
 class EcsStandIn:
@@ -243,8 +85,7 @@ class EcsStandIn:
         #: calls of ECS, as (name, request)
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.faults: list[Fault] = []
-        #: roles of schedules that have been fired, and the stacks of which they are
-        self.healers: dict[str, iam.Filled] = {}
+        self.rights = Rights(self.client, self.tasks)
         self._tokens: dict[str, tuple[dict[str, Any], list[RunningTask]]] = {}
         self._lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -316,8 +157,6 @@ class EcsStandIn:
 
         return write
 
-    # ------------------------------------------------------------------ rights
-
     def fire(self, stack: str) -> RunningTask:
         """Do what EventBridge does when it is time: start what the schedule of a stack names."""
         told = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["Parameters"]
@@ -327,7 +166,7 @@ class EcsStandIn:
         target = filled.properties("Schedule")["Target"]["EcsParameters"]
         # moto leaves out much of a definition that a stack brings.
         definition = _camel(filled.properties("HealerDefinition"))
-        self.healers[definition["taskRoleArn"]] = filled
+        self.rights.healers[definition["taskRoleArn"]] = filled
         self.client("ecs").register_task_definition(**definition)
         assert f"/{definition['family']}:" in target["TaskDefinitionArn"]
         network = target["NetworkConfiguration"]["AwsvpcConfiguration"]
@@ -342,56 +181,6 @@ class EcsStandIn:
             },
         )
         return next(task for task in self.tasks if task.arn == answer["tasks"][0]["taskArn"])
-
-    def refused(self, method: str, url: str, headers: Message, body: bytes) -> Any:
-        """Return the answer to a request that IAM would refuse, as status, body and headers; None to any other."""
-        service, _, call = headers.get("X-Amz-Target", "").partition(".")
-        authorization = headers.get("Authorization", "")
-        if service == "secretsmanager" and self.keeps(body, call, authorization):
-            said = {"__type": "AccessDeniedException", "message": f"not authorized to perform: {service}:{call}"}
-            return 400, json.dumps(said).encode(), {"Content-Type": "application/x-amz-json-1.1"}
-        if not service and self.refuses(method, url, authorization):
-            text = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-            return 403, text.encode(), {"Content-Type": "application/xml"}
-        return None
-
-    def refuses(self, method: str, url: str, authorization: str) -> bool:
-        """Tell whether IAM would refuse a request to S3, of a task whose role is known here."""
-        task = next((task for task in self.tasks if task.is_held and f"={task.key}/" in authorization), None)
-        if task is None:
-            return False
-        parts = urlsplit(url)
-        bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
-        query = parse_qs(parts.query, keep_blank_values=True)
-        actions = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
-        if key:
-            return not self._may(task.role, f"s3:{actions.get(method, 'PutObject')}", f"arn:aws:s3:::{bucket}/{key}")
-        prefix = {"s3__prefix": query["prefix"][0]} if "prefix" in query else {}
-        wanted = "s3:ListBucket" if method == "GET" and "list-type" in query else f"s3:Unknown{method}"
-        return not self._may(task.role, wanted, f"arn:aws:s3:::{bucket}", **prefix)
-
-    def keeps(self, body: bytes, call: str, authorization: str) -> bool:
-        """Tell whether IAM would refuse a request to Secrets Manager, of a task whose role is known here."""
-        task = next((task for task in self.tasks if task.is_held and f"={task.key}/" in authorization), None)
-        secret = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:{json.loads(body).get('SecretId')}-AbCdEf"
-        return task is not None and not self._may(task.role, f"secretsmanager:{call}", secret)
-
-    def _may(self, role: str, action: str, resource: str, **context: str) -> bool:
-        if role in self.healers:
-            return self.healers[role].may("HealerRole", action, resource, **context)
-        name = role.rpartition("/")[2]
-        own = self.client("iam").get_role_policy(RoleName=name, PolicyName="session")["PolicyDocument"]
-        boundary = iam.Filled(BucketName=BUCKET).properties("Boundary")["PolicyDocument"]
-        return all(iam.allows(policy, action, resource, **context) for policy in (own, boundary))
-
-    def _knows(self, role: str) -> bool:
-        """Tell whether a task may have a role; only those of single sessions are there."""
-        try:
-            return ":role/burst-dask/" not in role or bool(
-                self.client("iam").get_role(RoleName=role.rpartition("/")[2])
-            )
-        except ClientError:
-            return False
 
     # ------------------------------------------------------------------ calls
 
@@ -428,7 +217,7 @@ class EcsStandIn:
         if (definition["networkMode"] == "awsvpc") != ("networkConfiguration" in request):
             return 400, "InvalidParameterException", "Network Configuration is for networkMode 'awsvpc'."
         role = request.get("overrides", {}).get("taskRoleArn", "")
-        if self.processes and not self._knows(role):
+        if self.processes and not self.rights.knows(role):
             return (
                 400,
                 "ClientException",
@@ -499,7 +288,7 @@ class EcsStandIn:
                     if answer is not None:
                         self.tell(answer)
                         return
-                elif refused := stand_in.refused(self.command, self.path, self.headers, body):
+                elif refused := stand_in.rights.refused(self.command, self.path, self.headers, body):
                     self.send(*refused)
                     return
                 host = urlsplit(stand_in.moto).netloc
@@ -573,51 +362,3 @@ class Impatient(Clients):
     def _make(self, service: str) -> Any:
         config = Config(retries={"mode": "standard", "total_max_attempts": 1})
         return self.session.client(service, region_name=self.region, config=config)
-
-
-BUCKET = "burst-dask-tests"
-#: As much of the stack as a fleet needs, so that its tests do not hang on the whole template.
-TEMPLATE = {
-    "Parameters": {
-        "InstanceTypesX86": {"Type": "CommaDelimitedList", "Default": "m5.large"},
-        "InstanceTypesArm": {"Type": "CommaDelimitedList", "Default": "c6g.*,m6g.*"},
-        "LeastVCpus": {"Type": "Number", "Default": 2},
-        "MostVCpus": {"Type": "Number", "Default": 8},
-    },
-    "Resources": {
-        "Cluster": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "burst-dask"}},
-        "LogGroup": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": "/burst-dask/burst-dask"}},
-        "Bucket": {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": BUCKET}},
-        "Repository": {"Type": "AWS::ECR::Repository", "Properties": {"RepositoryName": "burst-dask"}},
-    },
-    "Outputs": {
-        "Bucket": {"Value": BUCKET},
-        "Cluster": {"Value": "burst-dask"},
-        "LogGroup": {"Value": "/burst-dask/burst-dask"},
-        "Repository": {"Value": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/burst-dask"},
-        "TaskRole": {"Value": f"arn:aws:iam::{ACCOUNT}:role/burst-dask-task"},
-        "ExecutionRole": {"Value": f"arn:aws:iam::{ACCOUNT}:role/burst-dask-execution"},
-        "Subnets": {"Value": "subnet-0000000a,subnet-0000000b"},
-        "SecurityGroups": {"Value": "sg-0000000a"},
-        "AssignPublicIp": {"Value": "ENABLED"},
-        "Boundary": {"Value": f"arn:aws:iam::{ACCOUNT}:policy/burst-dask/burst-dask/boundary"},
-        "CapacityProviderX86": {"Value": "burst-dask-x86"},
-        "CapacityProviderX86Spot": {"Value": "burst-dask-x86-spot"},
-        "CapacityProviderArm": {"Value": "burst-dask-arm"},
-    },
-}
-
-
-def stand(moto: str) -> None:
-    """Make the stack in moto, with an image."""
-    formation = boto3.client("cloudformation", endpoint_url=moto, region_name=REGION)
-    formation.create_stack(StackName="burst-dask", TemplateBody=json.dumps(TEMPLATE))
-    push_image(moto, "burst-dask")
-
-
-def push_image(moto: str, repository: str) -> None:
-    """Have an image in a repository."""
-    kind = "application/vnd.docker.distribution.manifest.v2+json"
-    manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": {}, "layers": []})
-    ecr = boto3.client("ecr", endpoint_url=moto, region_name=REGION)
-    ecr.put_image(repositoryName=repository, imageManifest=manifest, imageTag="0a1b2c")

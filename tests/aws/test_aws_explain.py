@@ -13,17 +13,8 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
+from burst_dask import errors
 from burst_dask.aws.explain import code_of, explained
-from burst_dask.errors import (
-    AccessDenied,
-    CloudError,
-    CloudLimit,
-    CloudUnavailable,
-    ConfigError,
-    CredentialsExpired,
-    CredentialsMissing,
-    FleetError,
-)
 
 
 def answer(code, message=""):
@@ -39,35 +30,39 @@ def raised(error, action="ecs:RunTask", resource="", kept="No task was started")
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        (answer("ExpiredTokenException"), CredentialsExpired, "the AWS credentials have expired (ecs:RunTask)"),
-        (answer("RequestExpired"), CredentialsExpired, "`aws sso login`"),
-        (answer("UnrecognizedClientException"), CredentialsMissing, "AWS does not know these credentials"),
-        (answer("InvalidClientTokenId"), CredentialsMissing, "AWS_PROFILE"),
-        (answer("InvalidSignatureException", "skewed"), CloudError, "Set this machine's clock"),
-        (answer("AccessDeniedException"), AccessDenied, "you lack the right ecs:RunTask"),
-        (answer("UnauthorizedOperation"), AccessDenied, "ask an administrator to"),
-        (answer("403"), AccessDenied, "you lack the right ecs:RunTask"),
-        (answer("ThrottlingException"), CloudUnavailable, "AWS throttles ecs:RunTask, also after retries"),
-        (answer("RequestLimitExceeded"), CloudUnavailable, "Try again in a minute"),
-        (answer("ServerException", "busy"), CloudUnavailable, "ServerException: busy"),
-        (answer("VcpuLimitExceeded", "6 vCPU"), CloudLimit, "6 vCPU. No task was started. `burst doctor aws`"),
-        (answer("Strange", "so it is."), CloudError, "ecs:RunTask failed: Strange: so it is. No task was started"),
-        (NoCredentialsError(), CredentialsMissing, "no AWS credentials found"),
-        (SSOTokenLoadError(error_msg="x"), CredentialsExpired, "Run `aws sso login`"),
-        (TokenRetrievalError(provider="sso", error_msg="x"), CredentialsExpired, "Run `aws sso login`"),
-        (EndpointConnectionError(endpoint_url="https://x"), CloudUnavailable, "AWS cannot be reached"),
+        (answer("ExpiredTokenException"), errors.CredentialsExpired, "the AWS credentials have expired (ecs:RunTask)"),
+        (answer("RequestExpired"), errors.CredentialsExpired, "`aws sso login`"),
+        (answer("UnrecognizedClientException"), errors.CredentialsMissing, "AWS does not know these credentials"),
+        (answer("InvalidClientTokenId"), errors.CredentialsMissing, "AWS_PROFILE"),
+        (answer("InvalidSignatureException", "skewed"), errors.CloudError, "Set this machine's clock"),
+        (answer("AccessDeniedException"), errors.AccessDenied, "you lack the right ecs:RunTask"),
+        (answer("UnauthorizedOperation"), errors.AccessDenied, "ask an administrator to"),
+        (answer("403"), errors.AccessDenied, "you lack the right ecs:RunTask"),
+        (answer("ThrottlingException"), errors.CloudUnavailable, "AWS throttles ecs:RunTask, also after retries"),
+        (answer("RequestLimitExceeded"), errors.CloudUnavailable, "Try again in a minute"),
+        (answer("ServerException", "busy"), errors.CloudUnavailable, "ServerException: busy"),
+        (answer("VcpuLimitExceeded", "6 vCPU"), errors.CloudLimit, "6 vCPU. No task was started. `burst doctor aws`"),
+        (
+            answer("Strange", "so it is."),
+            errors.CloudError,
+            "ecs:RunTask failed: Strange: so it is. No task was started",
+        ),
+        (NoCredentialsError(), errors.CredentialsMissing, "no AWS credentials found"),
+        (SSOTokenLoadError(error_msg="x"), errors.CredentialsExpired, "Run `aws sso login`"),
+        (TokenRetrievalError(provider="sso", error_msg="x"), errors.CredentialsExpired, "Run `aws sso login`"),
+        (EndpointConnectionError(endpoint_url="https://x"), errors.CloudUnavailable, "AWS cannot be reached"),
         (
             ConnectTimeoutError(endpoint_url="https://x"),
-            CloudUnavailable,
+            errors.CloudUnavailable,
             "Check the network, the proxy and the region",
         ),
-        (ParamValidationError(report="bad"), CloudError, "ecs:RunTask failed"),
+        (ParamValidationError(report="bad"), errors.CloudError, "ecs:RunTask failed"),
     ],
 )
 def test_each_answer_in_words(error, kind, said):
     found = raised(error)
     assert type(found) is kind and said in str(found) and "No task was started" in str(found)
-    assert isinstance(found, FleetError) and found.__cause__ is error
+    assert isinstance(found, errors.FleetError) and found.__cause__ is error
 
 
 def test_the_right_that_aws_names_counts():
@@ -97,7 +92,7 @@ def test_a_page_of_a_proxy_is_not_shown():
 
 def test_other_errors_pass():
     assert type(raised(ValueError("x"))) is ValueError
-    assert type(raised(ConfigError("x"))) is ConfigError
+    assert type(raised(errors.ConfigError("x"))) is errors.ConfigError
 
 
 def test_the_code_is_found_again():

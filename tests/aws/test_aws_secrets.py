@@ -6,7 +6,7 @@ import pytest
 
 from burst_dask.aws import secrets
 from burst_dask.clock import Entropy
-from burst_dask.errors import AccessDenied, CloudError, CredentialsExpired, KeyMissing
+from burst_dask.errors import AccessDenied, CloudError, CloudUnavailable, CredentialsExpired, KeyMissing
 from burst_dask.trust.keyring import Keyring
 
 SESSION = "k3w9x2mq"
@@ -57,6 +57,29 @@ def test_rights_that_are_missing_are_named(cloud):
     account.denies("secretsmanager:DeleteSecret")
     with pytest.raises(AccessDenied, match=r"secretsmanager:DeleteSecret .* 0.40 USD a month until it is deleted"):
         ring.forget(SESSION, SECRET)
+
+
+def test_a_secret_whose_making_was_not_answered_is_deleted(cloud):
+    """It would cost for ever: no session is there to delete it with."""
+    ring, account = cloud
+    client = account.clients.client("secretsmanager")
+
+    def lost(asked):
+        account.allows("secretsmanager:CreateSecret")
+        client.create_secret(**asked)
+        raise CloudUnavailable("the connection broke")
+
+    account.answers("secretsmanager:CreateSecret", lost)
+    with pytest.raises(CloudUnavailable):
+        ring.make(SESSION, SECRET, Entropy())
+    assert client.list_secrets()["SecretList"] == []
+    account.answers("secretsmanager:CreateSecret", lost)
+    account.denies("secretsmanager:DeleteSecret")
+    with (
+        pytest.raises(CloudUnavailable),
+        pytest.warns(UserWarning, match="the secret burst-dask/session/k3w9x2mq may be left"),
+    ):
+        ring.make(SESSION, SECRET, Entropy())
 
 
 def test_what_may_pass_is_not_taken_for_a_missing_key(cloud):

@@ -8,17 +8,11 @@ import re
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from burst_dask.aws import schedule, setup
+from burst_dask.aws import setup
 from burst_dask.aws.assets import TEMPLATE, asset
 from burst_dask.aws.stack import read_stack
 
 BUCKET = "burst-dask-123456789012-us-east-1"
-
-
-def parameters(account):
-    """Return the parameters of the template that were sent last."""
-    sent = account.asked("cloudformation:CreateChangeSet")[-1]
-    return {one["ParameterKey"]: one["ParameterValue"] for one in sent["Parameters"]}
 
 
 def test_shows_what_it_creates_and_asks(account, burst):
@@ -64,11 +58,11 @@ def test_again_changes_nothing(stack, burst):
 def test_again_keeps_what_was_asked_for_before(account, burst):
     burst("setup", "aws", "--yes", "--log-days", "7")
     assert not json.loads(burst("setup", "aws", "--yes", "--json").stdout)["changed"]
-    assert parameters(account)["LogDays"] == "7"
+    assert account.sent()["LogDays"] == "7"
 
 
 def test_changes_what_is_asked_for(stack, burst):
-    before = parameters_of_stack(stack)
+    before = stack.has()
     stack.answers("cloudformation:ExecuteChangeSet", {})  # moto cannot change policies
     stack.answers("cloudformation:DescribeStackEvents", {"StackEvents": []})
     status = iter(["CREATE_COMPLETE", "CREATE_COMPLETE", "UPDATE_IN_PROGRESS", "UPDATE_COMPLETE", "UPDATE_COMPLETE"])
@@ -77,15 +71,18 @@ def test_changes_what_is_asked_for(stack, burst):
     shown = burst("setup", "aws", "--yes", "--log-days", "7", "--no-self-healing")
     assert shown.output.startswith("Changing the stack burst-dask in us-east-1:")
     assert shown.exit_code == 0 and "The stack burst-dask stands." in shown.output
-    sent = parameters(stack)
+    sent = stack.sent()
     assert (sent.pop("LogDays"), sent.pop("SelfHealing")) == ("7", "false")
     assert sent.items() <= before.items()
     assert stack.asked("cloudformation:CreateChangeSet")[-1]["ChangeSetType"] == "UPDATE"
 
 
-def parameters_of_stack(account):
-    (found,) = account.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"]
-    return {one["ParameterKey"]: one["ParameterValue"] for one in found["Parameters"]}
+def test_what_costs_without_a_worker_is_told(account, burst):
+    stored = "While no worker runs, only what is stored costs"
+    assert f"\n{stored}\n" in burst("setup", "aws", "--dry-run").output
+    shown = burst("setup", "aws", "--dry-run", "--warm", "1", "--instance-types", "c7i.large", "--private-endpoints")
+    assert "\nPrivate endpoints cost about 7 USD a month, for each of seven in each zone, from now on\n" in shown.output
+    assert f"\nDisks of instances that are kept ready cost from now on\n{stored}, and that\n" in shown.output
 
 
 def test_dry_run_changes_nothing(account, burst):
@@ -116,78 +113,6 @@ def test_service_roles_that_an_account_lacks_are_created(account, burst):
     assert made == ["ecs.amazonaws.com", "autoscaling.amazonaws.com", "spot.amazonaws.com"]
 
 
-# ── network ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_no_default_vpc(account, burst):
-    account.answers("ec2:DescribeVpcs", {"Vpcs": [{"VpcId": "vpc-1", "IsDefault": False}]})
-    shown = burst("setup", "aws", "--yes")
-    assert shown.exit_code == 1
-    assert shown.output == (
-        "Error: us-east-1 has no default VPC. Choose one of its others by --vpc: vpc-1. Or create the default one by "
-        "`aws ec2 create-default-vpc --region us-east-1`, which is free. Nothing was changed\n"
-    )
-
-
-def test_subnets_without_a_way_out(account, burst):
-    ec2 = account.clients.client("ec2")
-    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
-    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.1.0/24")["Subnet"]["SubnetId"]
-    shown = burst("setup", "aws", "--yes", "--vpc", vpc)
-    assert shown.exit_code == 1 and f"from {subnet} no image can be fetched" in shown.output
-    assert "--private-endpoints" in shown.output
-    assert burst("setup", "aws", "--yes", "--vpc", vpc, "--private-endpoints").exit_code == 0
-    assert (parameters(account)["PrivateEndpoints"], parameters(account)["AssignPublicIp"]) == ("true", "DISABLED")
-
-
-def test_subnets_behind_a_nat_need_no_public_address(account, burst):
-    ec2 = account.clients.client("ec2")
-    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-    public = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
-    zone = ec2.describe_subnets()["Subnets"][0]["AvailabilityZone"]
-    private = ec2.create_subnet(VpcId=vpc, CidrBlock="172.31.200.0/24", AvailabilityZone=zone)["Subnet"]["SubnetId"]
-    address = ec2.allocate_address(Domain="vpc")["AllocationId"]
-    nat = ec2.create_nat_gateway(SubnetId=public, AllocationId=address)["NatGateway"]["NatGatewayId"]
-    table = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
-    ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", NatGatewayId=nat)
-    ec2.associate_route_table(RouteTableId=table, SubnetId=private)
-    burst("setup", "aws", "--yes")
-    sent = parameters(account)
-    assert (sent["Subnets"], sent["AssignPublicIp"], sent["RouteTables"]) == (private, "DISABLED", table)
-
-
-def test_an_endpoint_that_is_there_is_not_made_again(account, burst):
-    ec2 = account.clients.client("ec2")
-    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-    (table,) = [one["RouteTableId"] for one in ec2.describe_route_tables()["RouteTables"]]
-    ec2.create_vpc_endpoint(VpcId=vpc, ServiceName="com.amazonaws.us-east-1.s3", RouteTableIds=[table])
-    burst("setup", "aws", "--yes")
-    assert parameters(account)["RouteTables"] == ""
-
-
-def test_the_stacks_own_endpoint_is_not_taken_for_somebody_elses(stack, burst):
-    """Where it has no tag that tells, the stack would delete it, and its workers had no free way to S3."""
-    before = parameters_of_stack(stack)
-    assert before["RouteTables"]
-    untagged = stack.clients.client("ec2").describe_vpc_endpoints()["VpcEndpoints"]
-    stack.answers("ec2:DescribeVpcEndpoints", {"VpcEndpoints": [one | {"Tags": []} for one in untagged]})
-    burst("setup", "aws", "--dry-run", "--subnets", before["Subnets"])
-    assert parameters(stack)["RouteTables"] == before["RouteTables"]
-
-
-def test_more_subnets_than_a_page_has(account, burst):
-    found = account.clients.client("ec2").describe_subnets()["Subnets"]
-    pages = {None: {"Subnets": found[:4], "NextToken": "more"}, "more": {"Subnets": found[4:]}}
-    account.answers("ec2:DescribeSubnets", lambda asked: pages[asked.get("NextToken")])
-    burst("setup", "aws", "--dry-run")
-    assert len(parameters(account)["Subnets"].split(",")) == len(found) == 6
-
-
-def test_no_such_subnet(account, burst):
-    shown = burst("setup", "aws", "--yes", "--subnets", "subnet-00000000")
-    assert shown.exit_code == 1 and "aws ec2 describe-subnets" in shown.output
-
-
 # ── bucket ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -195,7 +120,7 @@ def test_a_bucket_that_is_there_is_used(account, burst):
     account.clients.client("s3").create_bucket(Bucket="mine")
     shown = burst("setup", "aws", "--yes", "--bucket", "mine")
     assert "Bucket: mine (it is there already)" in shown.output and "is deleted" not in shown.output
-    assert (parameters(account)["BucketName"], parameters(account)["CreateBucket"]) == ("mine", "false")
+    assert (account.sent()["BucketName"], account.sent()["CreateBucket"]) == ("mine", "false")
 
 
 def test_a_bucket_in_another_region(account, burst):
@@ -222,112 +147,13 @@ def test_a_stack_keeps_its_bucket(stack, burst):
 
 def test_further_stores(account, burst):
     burst("setup", "aws", "--yes", "--store", "s3://other/team")
-    sent = parameters(account)
+    sent = account.sent()
     assert sent["MoreBuckets"] == "arn:aws:s3:::other"
     assert sent["MoreRead"] == "arn:aws:s3:::other/team/*"
     assert sent["MoreWrite"] == "arn:aws:s3:::other/team/s/*,arn:aws:s3:::other/team/*/s/*"
     first, second = sent["MoreWrite"].split(",")
     assert sent["MoreDelete"] == f"{first}/runs/*/segments/*,{second}/runs/*/segments/*"
     assert burst("setup", "aws", "--store", "gs://other/team").exit_code == 1
-
-
-# ── the schedule ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def push(account, tag, *archs):
-    """Have an image in the repository."""
-    kind = "application/vnd.oci.image.index.v1+json"
-    parts = [{"digest": f"sha256:{tag}", "platform": {"architecture": arch}} for arch in archs]
-    account.clients.client("ecr").put_image(
-        repositoryName="burst-dask",
-        imageManifest=json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": parts}),
-        imageManifestMediaType=kind,
-        imageTag=tag,
-    )
-    return f"123456789012.dkr.ecr.us-east-1.amazonaws.com/burst-dask:{tag}"
-
-
-def test_a_schedule_needs_an_image_and_so_comes_later(account, burst):
-    shown = burst("setup", "aws", "--yes", "--heal-every", "15")
-    assert shown.exit_code == 1 and read_stack(account.clients) is None
-    order = "`burst setup aws` without --heal-every, `burst image push`, `burst setup aws --heal-every 15`"
-    assert f"the stack burst-dask has none yet. In this order: {order}. Nothing was changed" in shown.output
-    burst("setup", "aws", "--yes")
-    shown = burst("setup", "aws", "--yes", "--heal-every", "15")
-    assert "In this order: `burst image push`, `burst setup aws --heal-every 15`" in shown.output
-
-
-def test_a_schedule_with_its_image_and_what_it_costs(stack, burst):
-    image = push(stack, "new", "amd64", "arm64")
-    shown = burst("setup", "aws", "--heal-every", "15", "--dry-run")
-    sent = parameters(stack)
-    assert (sent["HealEvery"], sent["HealImage"], sent["HealArchitecture"]) == ("15", image, "ARM64")
-    hourly = 0.25 * 0.03238 + 0.5 * 0.00356 + 0.005  # with a public address
-    told = (
-        "Every 15 minutes a task looks where work waits with no worker alive: 2,920 starts a month of 0.25 vCPU with "
-        f"0.5 GiB (arm64), each paid for a minute or so: about {2920 / 60 * hourly:.2f} USD, by the table of"
-    )
-    assert told in shown.output
-
-
-def test_a_schedule_on_the_only_architecture_that_there_is(stack, burst):
-    push(stack, "new", "amd64")
-    assert "(x86_64), each paid" in burst("setup", "aws", "--heal-every", "60", "--dry-run").output
-    assert parameters(stack)["HealArchitecture"] == "X86_64"
-
-
-@pytest.fixture
-def scheduled(stack):
-    """A stack with a schedule. moto cannot change stacks, so it is made anew."""
-    formation, image = stack.clients.client("cloudformation"), f"{read_stack(stack.clients).repository}:first"
-    kept = (*setup.OPTIONS, *setup.NETWORK, *setup.BUCKET)
-    found = {key: value for key, value in parameters_of_stack(stack).items() if key in kept}
-    found |= {"HealEvery": "15", "HealImage": image}
-    formation.delete_stack(StackName="burst-dask")
-    formation.create_stack(
-        StackName="burst-dask",
-        TemplateBody=asset(TEMPLATE).read_text(),
-        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in found.items()],
-    )
-    assert push(stack, "first", "amd64") == image
-    stack.calls.clear()
-    return stack, image
-
-
-def test_a_schedule_takes_the_newest_image_and_stays_when_it_cannot_be_seen(scheduled, burst):
-    account, first = scheduled
-    assert (read_stack(account.clients).schedule, read_stack(account.clients).heal_image) == ("burst-dask-heal", first)
-    burst("setup", "aws", "--dry-run")
-    assert parameters(account)["HealImage"] == first
-    newest = push(account, "second", "amd64")
-    burst("setup", "aws", "--dry-run")
-    assert parameters(account)["HealImage"] == newest
-    account.denies("ecr:DescribeImages")
-    burst("setup", "aws", "--dry-run")
-    assert (parameters(account)["HealImage"], parameters(account)["HealEvery"]) == (first, "15")
-
-
-def test_the_doctor_looks_at_the_schedule(scheduled, burst):
-    account, first = scheduled
-    assert f"ok      schedule: burst-dask-heal runs {first}\n" in burst("doctor", "aws").output
-    newest = push(account, "second", "amd64")
-    assert f"`burst setup aws` has it run {newest}\n" in burst("doctor", "aws").output
-    account.clients.client("ecr").batch_delete_image(repositoryName="burst-dask", imageIds=[{"imageTag": "first"}])
-    assert f"note    schedule: there is no {first} any more" in burst("doctor", "aws").output
-
-
-def test_an_image_that_is_pushed_is_not_that_of_the_schedule(scheduled):
-    account, first = scheduled
-    stack = read_stack(account.clients)
-    assert schedule.outdated(stack, first) == ""
-    said = f"The schedule of the stack burst-dask runs {first}; `burst setup aws` has it run {first}2"
-    assert schedule.outdated(stack, f"{first}2") == said
-
-
-@pytest.mark.parametrize("minutes", ["1", "4", "1441"])
-def test_a_schedule_within_reason(stack, burst, minutes):
-    shown = burst("setup", "aws", "--yes", "--heal-every", minutes)
-    assert shown.exit_code == 1 and "must be 5 to 1440 minutes, or 0 for never" in shown.output
 
 
 # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -97,10 +97,24 @@ def test_keys_of_signed_sessions_stay_with_their_data(signed, burst):
 
 
 def test_keys_of_signed_sessions_go_with_their_data(signed, burst, monkeypatch):
-    monkeypatch.setattr(teardown, "delete_bucket", lambda clients, bucket: None)
+    monkeypatch.setattr(teardown, "delete_bucket", lambda clients, bucket, keys: None)
     shown = burst("teardown", "aws", "--yes", "--data")
     assert "2 keys of signed sessions in Secrets Manager are deleted, too." in shown.output
     assert names_of_secrets(signed) == OTHERS
+
+
+@pytest.mark.parametrize("call", ["s3:DeleteBucket", "secretsmanager:DeleteSecret"])
+def test_keys_that_are_left_are_named(signed, burst, call):
+    """They cost, and the stack by whose name a teardown finds them is gone."""
+    signed.answers("cloudformation:DeleteStack", {})  # moto would delete the bucket
+    (described,) = signed.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"]
+    status = iter(["CREATE_COMPLETE", "CREATE_COMPLETE", "DELETE_COMPLETE"])
+    signed.answers("cloudformation:DescribeStacks", lambda _: {"Stacks": [described | {"StackStatus": next(status)}]})
+    signed.denies(call)
+    shown = burst("teardown", "aws", "--yes", "--data")
+    assert (shown.exit_code, f"you lack the right {call}" in shown.output) == (1, True)
+    told = shown.output.partition("These keys of signed sessions are left, at 0.40 USD a month each: ")[2]
+    assert set(told.partition(". Delete each by `aws secretsmanager")[0].split(", ")) == KEYS
 
 
 def test_without_the_right_to_list_secrets_keys_stay_and_that_is_told(signed, burst):
@@ -161,6 +175,20 @@ def test_stops_tasks_when_told(running, burst):
     names = [name for name, _ in running.calls]
     assert names.index("ecs:StopTask") < names.index("cloudformation:DeleteStack")
     assert next(running.statuses, None) is None, "it waits until they have stopped, though they are listed no more"
+
+
+def test_what_a_teardown_that_stops_half_way_has_done_is_told(running, burst):
+    running.denies("ecs:StopTask")
+    shown = burst("teardown", "aws", "--yes", "--stop-tasks")
+    again = "ome tasks may have been stopped; all else is there. Run `burst teardown aws` again"
+    assert f". S{again}" in shown.output and "Nothing was removed" not in shown.output
+    (described,) = running.clients.client("cloudformation").describe_stacks(StackName="burst-dask")["Stacks"]
+    described["Outputs"].append({"OutputKey": "Schedule", "OutputValue": "burst-dask-heal"})
+    running.answers("cloudformation:DescribeStacks", lambda _: {"Stacks": [described]})
+    running.answers("scheduler:DeleteSchedule", {})
+    running.statuses = iter(["RUNNING"] * 2)
+    shown = burst("teardown", "aws", "--yes", "--stop-tasks")
+    assert f"The schedule burst-dask-heal is removed, and s{again}" in shown.output
 
 
 def test_a_task_that_has_ended_meanwhile_needs_no_stopping(running, burst):

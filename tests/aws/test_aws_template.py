@@ -264,6 +264,26 @@ def test_the_schedule_starts_its_task_and_nothing_else():
     assert may == {"HealerRole", "ExecutionRole"}
 
 
+def test_only_schedules_of_this_account_and_region_take_its_role():
+    (statement,) = SCHEDULED.properties("ScheduleRole")["AssumeRolePolicyDocument"]["Statement"]
+    assert statement["Condition"]["StringEquals"] == {
+        "aws:SourceAccount": "123456789012",
+        "aws:SourceArn": f"{ARN.format('scheduler')}schedule-group/default",
+    }
+    assert "GroupName" not in SCHEDULED.properties("Schedule"), "which is the default one"
+
+
+def test_workers_start_workers_of_their_stack_and_nothing_else():
+    definitions = f"{ARN.format('ecs')}task-definition/"
+    others = (f"{STACK}-healer:1", f"{STACK}-2-worker-0a:1", f"{STACK}2-worker-0a:1", "other:1")
+    may = [
+        name
+        for name in (f"{STACK}-worker-0a:1", *others)
+        if SCHEDULED.may("TaskRole", "ecs:RunTask", f"{definitions}{name}", ecs__cluster=CLUSTER)
+    ]
+    assert may == [f"{STACK}-worker-0a:1"]
+
+
 def test_the_task_of_the_schedule_starts_workers_and_writes_session_logs_only():
     def may(action, resource, **context):
         return SCHEDULED.may("HealerRole", action, resource, **context)

@@ -321,6 +321,10 @@ def test_a_role_whose_making_was_not_answered_is_deleted(made):
     with pytest.raises(CloudUnavailable):
         isolation.make_role(account.clients, stack, OURS, BUCKET, "burst")
     assert roles(account) == []
+    account.answers("iam:CreateRole", lost)
+    account.denies("iam:DeleteRole")
+    with pytest.raises(CloudUnavailable), pytest.warns(UserWarning, match=f"The role burst-dask-{OURS} is left"):
+        isolation.make_role(account.clients, stack, OURS, BUCKET, "burst")
 
 
 @pytest.mark.parametrize("action", ["iam:DeleteRolePolicy", "iam:DeleteRole"])
@@ -354,6 +358,22 @@ def test_doctor_tells_what_is_missing_for_it(made, burst):
     (asked,) = [one for one in account.asked("iam:SimulatePrincipalPolicy") if one["ActionNames"] == ["iam:CreateRole"]]
     context = {one["ContextKeyName"]: one["ContextKeyValues"] for one in asked["ContextEntries"]}
     assert context["iam:PermissionsBoundary"] == [stack.boundary]
+
+
+def test_doctor_looks_for_rights_on_keys_of_isolated_sessions_too(made, burst):
+    account, _ = made
+    isolated = f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:secret:burst-dask/isolated/*"
+    account.answers(
+        "iam:SimulatePrincipalPolicy",
+        lambda asked: {
+            "EvaluationResults": [
+                {"EvalDecision": "implicitDeny" if asked["ResourceArns"] == [isolated] else "allowed"}
+            ]
+        },
+    )
+    said = burst("doctor", "aws").output
+    for action in ("CreateSecret", "TagResource", "GetSecretValue", "DeleteSecret"):
+        assert f"you lack secretsmanager:{action} on {isolated}, for isolated=True with signed=True" in said
 
 
 def test_doctor_tells_when_there_are_many_roles(made, burst, monkeypatch):

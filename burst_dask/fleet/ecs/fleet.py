@@ -246,7 +246,14 @@ class EcsFleet:
             if self._there is None:
                 clients, stack = self._own_clients, self.plan.stack
                 launcher = Launcher(
-                    clients, self.plan, self._session, self._store_url, self._clock, self._entropy, self._key
+                    clients,
+                    self.plan,
+                    self._session,
+                    self._store_url,
+                    self._clock,
+                    self._entropy,
+                    opened=self._opened,
+                    key=self._key,
                 )
                 self._there = _Place(Tasks(clients, stack, self._session), launcher, Logs(clients, stack))
             return self._there
@@ -254,10 +261,14 @@ class EcsFleet:
     def _counted(self) -> dict[int, int]:
         with self._lock:
             alive = self._without_stuck(self._alive())
-            unknown = [arn for arn in alive if arn not in self._numbers]
-            for task in self._place.tasks.described(unknown):
-                self._numbers[task.arn] = number_of(task.group, self._session)
+            self._described([arn for arn in alive if arn not in self._numbers])
             return dict(Counter(self._numbers.get(arn, -1) for arn in alive))
+
+    def _described(self, arns: list[str]) -> list[Task]:
+        """Return what is known of tasks, and note which start each belongs to: none is asked for that again."""
+        found = self._place.tasks.described(arns)
+        self._numbers.update((task.arn, number_of(task.group, self._session)) for task in found)
+        return found
 
     def _past(self) -> list[Task]:
         with self._lock:
@@ -322,7 +333,7 @@ class EcsFleet:
         spot = self.plan.stack.capacity_providers.get(self.plan.providers()[0], self.plan.providers()[0])
         stuck = {
             task.arn
-            for task in place.tasks.described(alive)
+            for task in self._described(alive)
             if task.status == "PROVISIONING" and task.provider == spot and now - task.created > SPOT_PATIENCE
         }
         if stuck:

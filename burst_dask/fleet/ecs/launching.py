@@ -26,6 +26,8 @@ CAPACITY_PATIENCE = 15.0
 #: … and for which a role that was just made is waited for: it is known everywhere within seconds. A start has half a
 #: minute to be sent.
 ROLE_PATIENCE = 25.0
+#: Seconds since a session was opened for which ECS may yet not know its role; later, somebody has changed it.
+ROLE_SETTLES = 600.0
 #: Pauses before the first retry and before later ones at most, in seconds.
 _FIRST, _LONGEST = 1.0, 20.0
 #: Why the rest of a start is not sent any more.
@@ -41,6 +43,10 @@ class Launch(NamedTuple):
     shortfall: Failure | None
     #: whether no machine of Spot was free for some
     spot_short: bool = False
+
+
+class RoleNotKnownYet(CloudUnavailable):
+    """ECS does not take the role that a session has of its own, and that was made just now."""
 
 
 class Pace:
@@ -75,9 +81,11 @@ class Launcher:
         store: str,
         clock: PausingClock,
         entropy: Entropy,
+        *,
+        opened: float = 0.0,
         key: str = "",
     ) -> None:
-        self._key = key
+        self._opened, self._key = opened, key
         self._ecs = clients.client("ecs")
         self._plan = plan
         self._session, self._store = session, store
@@ -181,13 +189,20 @@ class Launcher:
                 again = (isinstance(error, CloudUnavailable) or racing or unknown) and still()
                 if not again or self._clock.monotonic() + delay > until:
                     if unknown:
-                        raise CloudError(words.of_unknown_role(self._plan.task_role, ROLE_PATIENCE, error)) from error
+                        raise self._of_unknown_role(error) from error
                     failure = words.of_error(error, self._plan.size)
                     if failure.kind is type(error) and failure.text == str(error):
                         raise
                     raise failure.kind(failure.text) from error
                 tries += 1
                 self._clock.pause(delay)
+
+    def _of_unknown_role(self, error: CloudError) -> CloudError:
+        """Return the error for a role that ECS does not take: that of a new session may yet be taken."""
+        said = f"ECS may not assume the session's own role {self._plan.task_role}, asked for {ROLE_PATIENCE:g} seconds"
+        if self._clock.wall() - self._opened < ROLE_SETTLES:
+            return RoleNotKnownYet(f"{said}: a new role is known everywhere after some seconds, mostly. {error}")
+        return CloudError(f"{said}: somebody has deleted it or changed its trust. Open a new session. {error}")
 
     def delay(self, tries: int) -> float:
         """Return a pause that grows with each try; with jitter, so that clients do not come back all at once."""

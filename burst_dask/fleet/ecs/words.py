@@ -148,15 +148,6 @@ def is_unknown_role(error: CloudError) -> bool:
     return _UNKNOWN_ROLE.search(str(error)) is not None
 
 
-def of_unknown_role(role: str, seconds: float, error: CloudError) -> str:
-    """Say that ECS does not take the role of a single session."""
-    return (
-        f"ECS may not assume the session's own role {role}, and was asked again for {seconds:g} seconds. A new role is "
-        "known everywhere after a few seconds, mostly: try again. If that does not help, somebody has deleted it or "
-        f"changed its trust: open a new session. {error}"
-    )
-
-
 def of_error(error: CloudError, size: Size) -> Failure:
     """Return what a refused call means."""
     text = str(error)
