@@ -37,7 +37,7 @@ from burst_dask.client.tasklogs import TaskLog
 from burst_dask.clock import Entropy, SystemClock
 from burst_dask.environment.packing import pack
 from burst_dask.environment.versions import own_versions
-from burst_dask.errors import ConfigError, FleetError
+from burst_dask.errors import BurstError, ConfigError, FleetError
 from burst_dask.fleet.base import Logging, ProcessLog
 from burst_dask.fleet.ecs import RoleNotKnownYet
 from burst_dask.journal.log import Author
@@ -219,8 +219,10 @@ class Session(Scheduling):
             said = f"no worker of session {self.id} was started yet: {error}"
             self._link.warn(f"{said}. It is tried again a minute from now, while a client waits")
         except BaseException:
-            sync.run(close(self._link))
-            with contextlib.suppress(FleetError):  # what stood in the way of the start may be in the way of this
+            # What stood in the way of the start may be in the way of these; each is tried all the same.
+            with contextlib.suppress(BurstError):
+                sync.run(close(self._link))
+            with contextlib.suppress(FleetError):
                 fleet.remove()
             sync.run(delete(self._link, True))
             raise

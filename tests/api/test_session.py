@@ -102,6 +102,24 @@ def test_retries(burst, tmp_path):
     assert task.compute(scheduler=burst, retries=2) == "done"
 
 
+def test_a_session_whose_start_fails_stops_its_workers_though_the_store_is_away(tmp_path, monkeypatch):
+    removed = []
+
+    async def away(*_, **__):
+        raise StoreUnavailable("the store is away")
+
+    monkeypatch.setattr("burst_dask.client.link.Link.start_workers", away)
+
+    def remove(fleet):
+        removed.append(fleet)
+
+    monkeypatch.setattr("burst_dask.api.session.close", away)
+    monkeypatch.setattr("burst_dask.fleet.local.LocalFleet.remove", remove)
+    with pytest.raises(StoreUnavailable, match="away"):
+        Session(tmp_path / "store", workers=1, progress=False)
+    assert len(removed) == 1
+
+
 def test_callbacks_are_not_called(burst):
     called = []
     with Callback(start=called.append, pretask=lambda *a: called.append(a)):
