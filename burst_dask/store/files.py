@@ -105,7 +105,8 @@ class Files:
                     fcntl.flock(file, fcntl.LOCK_EX)  # says that its writer lives
                 file.writelines(buffers)
                 file.flush()
-                self._sync(file.fileno())
+                if self._durable:
+                    sync(file.fileno())
                 yield new
             finally:
                 new.unlink(missing_ok=True)
@@ -127,24 +128,8 @@ class Files:
         self._kept.update(new)
 
     def _sync_folder(self, folder: Path) -> None:
-        if not self._durable:
-            return
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._sync(descriptor)
-        except OSError as error:
-            if error.errno not in _NO_SYNC:
-                raise
-        finally:
-            os.close(descriptor)
-
-    def _sync(self, descriptor: int) -> None:
-        if not self._durable:
-            return
-        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves it to the disk when to write
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(descriptor)
+        if self._durable:
+            sync_folder(folder)
 
     def _tidy(self, folder: Path) -> None:
         """Remove what dead writers left in `folder`, then it and those above it as far as they are empty."""
@@ -158,6 +143,26 @@ class Files:
                 return
             self._kept.discard(folder)
             folder = folder.parent
+
+
+def sync(descriptor: int) -> None:
+    """See that what was written to an open file, or happened in an open folder, is on the disk."""
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves it to the disk when to write
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """See that the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _link(new: Path, path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import obstore
@@ -38,6 +39,9 @@ _FOLDERS_ANSWERS = 6
 _MULTIPART_FROM = 64 << 20
 #: Requests of one call under way at once.
 _PARALLEL = 16
+#: Threads that write files. They mostly wait for the disk, which syncs several files together; in asyncio's own pool,
+#: of a few threads more than there are processors, a slow disk would also hold up whoever else needs a thread.
+_WRITERS = ThreadPoolExecutor(32, thread_name_prefix="burst-files")
 
 
 class Traits(NamedTuple):
@@ -300,7 +304,7 @@ class FileStore(ObstoreStore):
 
     async def _in_thread(self, doing: str, call: Callable[[], T]) -> T:
         try:
-            return await self._within(0, asyncio.to_thread(call))
+            return await self._within(0, asyncio.get_running_loop().run_in_executor(_WRITERS, call))
         except Exception as error:
             raise translate(error, doing, self._url) from None
 

@@ -21,6 +21,7 @@ from burst_dask.clock import Entropy
 from burst_dask.errors import AccessDenied, ConfigError, KeyMissing
 from burst_dask.protocol.keys import SessionId, is_id
 from burst_dask.store import Key
+from burst_dask.store.files import sync, sync_folder
 
 #: Names another folder of keys: an address, and no secret.
 FOLDER_VARIABLE = "BURST_KEYS"
@@ -111,10 +112,13 @@ class Keyring:
         """Return where this machine knows the key of a session to be, whatever its store says; empty if it does not."""
         if not is_id(session):
             return ""
-        try:
-            said = self.path(session).read_text()
-        except OSError:
+        path = self.path(session)
+        if not os.path.lexists(path):
             return ""
+        try:
+            said = path.read_text()
+        except (OSError, UnicodeDecodeError):  # it cannot be used, and still tells that the session is signed
+            return FILE
         return said.strip() if said.startswith(secrets.SCHEME) else FILE
 
     def read(self, session: SessionId, reference: str) -> Key:
@@ -213,8 +217,14 @@ def write_key(path: Path, key: Key) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a new file that nobody else reads, in a folder that nobody else enters."""
+    """Write a new file that nobody else reads, in a folder that nobody else enters.
+
+    It is on the disk before anything is signed: without it, what has survived a power loss in the store is lost.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "w") as file:
         file.write(text + "\n")
+        file.flush()
+        sync(file.fileno())
+    sync_folder(path.parent)

@@ -14,7 +14,7 @@ import msgspec
 
 from burst_dask.aws.secrets import SCHEME
 from burst_dask.clock import Entropy
-from burst_dask.errors import UnknownId, UntrustedObject
+from burst_dask.errors import KeyMissing, UnknownId, UntrustedObject
 from burst_dask.protocol import keys
 from burst_dask.protocol.keys import SessionId
 from burst_dask.protocol.records import Environment, FleetChoice, Manifest, decode
@@ -68,6 +68,11 @@ async def trusted(
     if data is None:
         return None
     manifest = decode(Manifest, name, data)
+    if manifest.session != session:  # a cleanup would delete that other session, and stop its workers
+        raise UntrustedObject(
+            f"{name} is not the manifest of session {session} but that of {manifest.session}: somebody has put it "
+            f"there. Nothing of it was used. Find out who may write to {store.url}; for new work open a new session"
+        )
     ring, key = ring or Keyring(), key_in(store, session)
     where = reference or ("" if key else ring.known(session))
     if not manifest.key:
@@ -76,10 +81,13 @@ async def trusted(
         return Trusted(store, manifest)
     first = keys.entry(keys.session_log(session), 0)
     if key is None:
-        if await store.get(first) is None:  # looked at without the key, which a cleanup may have deleted already
-            return _swept(store, manifest)
         said = manifest.key if manifest.key.startswith(SCHEME) else FILE  # a store names no files of this machine
-        key = await asyncio.to_thread(ring.read, session, where or said)
+        try:
+            key = await asyncio.to_thread(ring.read, session, where or said)
+        except KeyMissing:
+            if await store.get(first) is None:  # the cleanup that was interrupted may have deleted the key already
+                return _swept(store, manifest)
+            raise
         store = Signed(store, {session: key})
     entry = await store.get(first)
     if entry is None:

@@ -8,6 +8,8 @@ import re
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from contract import in_loop, listed
@@ -290,3 +292,22 @@ async def test_keys_that_are_no_names_of_files_are_refused(root, key):
     for call in (store.create(key, b"1"), store.put(key, b"1"), store.delete([key])):
         with pytest.raises(ConfigError, match="name of a file"):
             await call
+
+
+async def test_writes_that_wait_for_the_disk_keep_no_thread_from_others(root, monkeypatch):
+    """They have threads of their own: asyncio's are few, and a session's fleet and keys need them, too."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    syncs, gate = os.fsync, threading.Event()
+
+    def slow(descriptor):
+        if not gate.wait(10):
+            raise OSError(errno.EIO, "nobody could open the gate")
+        syncs(descriptor)
+
+    store = open_store(f"file://{root}")
+    monkeypatch.setattr(os, "fsync", slow)
+    writes = [asyncio.create_task(store.put(f"log/{number}", b"x")) for number in range(2)]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(gate.set)
+    await asyncio.gather(*writes)
+    assert await store.get("log/1") == b"x"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from burst_dask.aws import secrets
 from burst_dask.clock import Entropy
 from burst_dask.errors import ConfigError, KeyMissing
-from burst_dask.store import Key
+from burst_dask.store import Key, files
+from burst_dask.trust import keyring
 from burst_dask.trust.keyring import FILE, Keyring, folder, is_reference, write_key
 
 SESSION = "k3w9x2mq"
@@ -28,6 +31,34 @@ def test_a_key_is_a_file_of_this_user_alone(ring, tmp_path):
     ring.forget(SESSION, FILE)
     assert not file.exists() and ring.known(SESSION) == ""
     ring.forget(SESSION, FILE)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None])
+def test_a_key_that_cannot_be_read_still_tells_that_its_session_is_signed(ring, tmp_path, content):
+    """Else who replaces the session by one that is not signed would be believed."""
+    file = tmp_path / "keys" / SESSION
+    file.parent.mkdir()
+    if content is None:
+        file.mkdir()  # no rights keep the super-user, who may run this, from reading
+    else:
+        file.write_bytes(content)
+    assert ring.known(SESSION) == FILE
+    with pytest.raises(KeyMissing):
+        ring.read(SESSION, FILE)
+
+
+def test_a_key_is_on_the_disk_before_anything_is_signed_with_it(ring, tmp_path, monkeypatch):
+    synced = []
+
+    def recorded(descriptor):
+        found = os.fstat(descriptor)
+        synced.append((found.st_ino, found.st_size))
+
+    monkeypatch.setattr(files, "sync", recorded)
+    monkeypatch.setattr(keyring, "sync", recorded)
+    ring.make(SESSION, FILE, Entropy())
+    whole = [(tmp_path / "keys" / name).stat() for name in (SESSION, "")]
+    assert synced == [(found.st_ino, found.st_size) for found in whole]
 
 
 def test_every_session_has_a_key_of_its_own(ring):

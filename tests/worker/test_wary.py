@@ -8,6 +8,7 @@ import threading
 from stage import Stage, constant, ended
 
 from burst_dask.clock import Entropy
+from burst_dask.environment.versions import own_versions
 from burst_dask.journal import log
 from burst_dask.journal.view import RunView
 from burst_dask.protocol import keys
@@ -17,7 +18,6 @@ from burst_dask.protocol.session_records import Open
 from burst_dask.store import Key, Signed, open_store
 from burst_dask.trust.keyring import FILE
 from burst_dask.trust.trusting import digest
-from burst_dask.worker.process import own_versions
 
 
 class SignedStage(Stage):
@@ -44,6 +44,20 @@ class SignedStage(Stage):
     async def forge(self, key: str, body: bytes = b"whatever") -> None:
         await self.plain.put(key, body)
 
+    async def busy(self) -> tuple[RunView, threading.Event]:
+        """Have a worker in the midst of the one task of a run, which ends when the event is set."""
+        entered, gate = threading.Event(), threading.Event()
+
+        def waits() -> int:
+            entered.set()
+            gate.wait(60)
+            return 1
+
+        view = await self.submit([(waits, [])])
+        self.start()
+        await asyncio.to_thread(entered.wait)
+        return view, gate
+
     async def entries(self, view: RunView, shard: str) -> list[Entry]:
         found = []
         while (one := await log.read(self.store, view.run, ShardId(shard), len(found))) is not None:
@@ -66,16 +80,7 @@ async def test_what_waits_for_a_forged_shard_is_released_and_the_rest_is_done() 
 
 async def test_a_holder_whose_next_slot_was_forged_lets_go_and_does_other_work() -> None:
     stage = await SignedStage(idle_timeout=0.4).open()
-    entered, gate = threading.Event(), threading.Event()
-
-    def waits() -> int:
-        entered.set()
-        gate.wait(60)
-        return 1
-
-    view = await stage.submit([(waits, [])])
-    stage.start()
-    await asyncio.to_thread(entered.wait)
+    view, gate = await stage.busy()
     await stage.forge(keys.entry(keys.shard_log(view.run, ShardId("00000")), 1))
     gate.set()
     other = await stage.submit([constant(7)])
@@ -123,16 +128,7 @@ async def test_a_forged_plan_hides_no_other_run() -> None:
 
 async def test_a_forged_session_entry_ends_a_worker_that_hands_over_first() -> None:
     stage = await SignedStage().open()
-    entered, gate = threading.Event(), threading.Event()
-
-    def waits() -> int:
-        entered.set()
-        gate.wait(60)
-        return 1
-
-    view = await stage.submit([(waits, [])])
-    stage.start()
-    await asyncio.to_thread(entered.wait)
+    view, gate = await stage.busy()
     await stage.forge(keys.entry(keys.session_log(stage.session), stage.state.next))
     assert await stage.agents.pop("w") == "untrusted"
     gate.set()
