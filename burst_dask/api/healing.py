@@ -101,5 +101,5 @@ async def _heal(link: Link) -> Healed | None:
         if not isinstance(link.fleet, Remote):
             return None
         return Healed(link.session, await link.start_workers())
-    except (BurstError, CorruptObject) as error:
+    except BurstError as error:
         return Healed(link.session, 0, str(error))

@@ -231,6 +231,3 @@ async def notes(link: Link, seen: WorkersSeen) -> tuple[str, ...]:
         if last is not None and last.reason in REFUSALS:
             found.insert(0, _refusal(link, last))
     return tuple(found)
-
-
-# ---------------------------------------------------------------------------- the beginning

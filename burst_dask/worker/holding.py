@@ -180,7 +180,9 @@ class Holding(Moves):
     @property
     def unfit(self) -> bool:
         """Whether all that is left needs a resource that this worker lacks, or comes after such tasks."""
-        return bool(self.lacking & self.todo) and not (self.active or self.waiting or any(self.candidates()))
+        if not self.lacking & self.todo or self.active or any(self.waiting.values()):
+            return False
+        return next(self.candidates(), None) is None
 
     @property
     def blocked(self) -> bool:

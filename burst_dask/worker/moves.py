@@ -84,8 +84,8 @@ class Moves:
         self.unmet: dict[int, int] = {}
         #: … of which in other shards
         self.unmet_foreign: Counter[int] = Counter()
-        #: global number of an awaited outcome elsewhere -> positions here that need it
-        self.waiting: dict[int, list[int]] = {}
+        #: global number of an awaited outcome elsewhere -> positions here that need it, in order; perhaps none any more
+        self.waiting: dict[int, dict[int, None]] = {}
         #: the same numbers by what will show that there is news of them, and how many changes that had when looked at
         self._sources: dict[Source, set[int]] = {}
         self._looked: dict[Source, int] = {}
@@ -167,9 +167,9 @@ class Moves:
     def _await(self, number: int, position: int) -> None:
         """Note that a task here needs an outcome that is told elsewhere."""
         if number not in self.waiting:
-            self.waiting[number] = []
+            self.waiting[number] = {}
             self._sources.setdefault(self._known.source(number), set()).add(number)
-        self.waiting[number].append(position)
+        self.waiting[number][position] = None
         self.unmet_foreign[position] += 1
 
     # ------------------------------------------------------------------ events
@@ -391,7 +391,9 @@ class Moves:
         self.parked.discard(position)
         self.resting.discard(position)
         self.finished.tries.pop(position, None)
+        self.unmet_foreign.pop(position, None)
         for number in self.table.dependencies[position]:
+            self.waiting.get(number, {}).pop(position, None)
             self.uses[number] -= 1
             if not self.uses[number]:
                 del self.uses[number]

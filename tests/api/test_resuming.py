@@ -11,12 +11,13 @@ import dask.array as da
 import dask.bag as db
 import numpy as np
 import pytest
-from acting import Gate
+from acting import Gate, until
 
 from burst_dask import ResumeWarning, Session, sync
 from burst_dask.client.shapes import numbers
 from burst_dask.client.submission import Asked
 from burst_dask.protocol import keys
+from burst_dask.worker.tender import Tender
 
 #: Spares Dask to find out by a call.
 META = np.array((), "i8")
@@ -310,6 +311,28 @@ def test_a_call_that_was_cancelled_and_what_needs_it_are_made_anew(again):
     assert session.gather([*made, session.submit(note, made[0], key="after")]) == [8, 10, 8]
     assert ran() == [4, 5, 8]
     assert runs(session) in (2, 3)  # in one new run, or in two when this process was too slow to write them together
+
+
+def test_a_call_that_was_cancelled_while_a_worker_had_it_reserved_is_made_anew(again, tmp_path, monkeypatch):
+    gate, heeds, cancel = Gate(tmp_path / "gate"), threading.Event(), Tender.cancel
+    monkeypatch.setattr(Tender, "cancel", lambda tender, tasks: cancel(tender, tasks) if heeds.is_set() else None)
+    first = again(workers=1, session_poll=0.02, commit_interval=0.02)
+    try:
+        first.submit(gate.wait, 0, key="hold", priority=1)  # so that it runs first, on the only thread
+        part = first.submit(double, 4, key="part")
+        first.flush()
+        until(lambda: first.status().runs[0].running == 2)
+        assert part.cancel()
+        first._futures.follower.stop()
+        session = again(workers=None, fleet=None)
+        made = session.submit(double, 4, key="part")
+        session.flush()  # it is decided by now what becomes of it
+        assert session.status().runs[0].cancelled == 0
+        heeds.set()
+        until(lambda: session.status().runs[0].cancelled == 1)  # though the thread is not free
+    finally:
+        gate.open()
+    assert made.result() == 8 and ran() == [4] and runs(session) == 2
 
 
 def test_a_call_has_a_copy_of_what_was_an_intermediate_result(again, unfinished):

@@ -431,6 +431,14 @@ def test_what_a_worker_lacks_is_left_to_others() -> None:
     assert holding.reserve(1, 5.0) == EMPTY
 
 
+def test_what_is_not_reserved_yet_is_not_left_to_others() -> None:
+    full = Bitmap.full(2)
+    held = Shard.untouched(ID, full).apply(OTHER, Claim(full))
+    taken = held.apply(ME, Takeover(lost=OTHER, cause="test", reserved=EMPTY))
+    holding = World(make_table([[], []], resources={1: {"GPU": 1.0}}), taken).hold()
+    assert list(holding.candidates()) == [0] and not holding.unfit
+
+
 def test_nothing_is_reserved_that_can_only_run_after_a_suspect() -> None:
     """Or a shard would stand still: suspects run last, and their dependents after them."""
     full = Bitmap.full(4)
@@ -464,6 +472,31 @@ def test_what_failed_here_and_upstream_is_revoked_when_a_backup_copy_succeeded()
     holding.refold(world.shard)
     assert not holding.finished and holding.todo == {1, 2}
     assert holding.to_load(100, lambda number: 1) == ([1], {0})
+
+
+def test_what_is_revoked_awaits_each_outcome_elsewhere_once() -> None:
+    world = World(make_table([[], [1, 2, 10]], first=10))
+    holding = world.hold()
+    holding.take(0.001)
+    holding.finish(Ran(0, body=[b"error"], failed=True))
+    assert not holding.todo
+    world.shard = holding.shard.apply(OTHER, Backup(outcomes=stored(0), segments=("s",)))
+    holding.refold(world.shard)
+    world.tell(1, TaskOutcome(True, None, world.shard, Location(0, 0, 5)))
+    assert holding.news()
+    assert list(holding.awaited()) == [2] and not holding.loadable
+    world.tell(2, TaskOutcome(True, None, world.shard, Location(0, 0, 5)))
+    assert holding.news()
+    assert holding.to_load(100, lambda number: 1)[0] == [1]
+
+
+def test_nothing_is_awaited_for_a_task_that_has_its_outcome() -> None:
+    world = World(make_table([[1], []], first=10, resources={1: {"GPU": 1.0}}))
+    holding = world.hold()
+    assert list(holding.awaited()) == [1] and not holding.unfit
+    holding.give_up(Ran(0, body=[b"cancelled"], failed=True, cancelled=True))
+    assert not list(holding.awaited())
+    assert holding.unfit, "what is left is for others, whatever becomes of what the cancelled one needed"
 
 
 def test_what_the_entry_on_its_way_gives_back_does_not_start() -> None:
