@@ -41,9 +41,11 @@ async def sessions_in(store: Store) -> list[There]:
             return None
         session = SessionId(meta.key.removeprefix(keys.SESSIONS))
         try:
-            return There(session, meta.modified, decode(Manifest, meta.key, data))
+            manifest = decode(Manifest, meta.key, data)
         except CorruptObject:
             return There(session, meta.modified, None)
+        # One that somebody has put there from another session is none of this one's.
+        return There(session, meta.modified, manifest if manifest.session == session else None)
 
     found = [meta async for meta in listed(store, keys.SESSIONS)]
     return [one for one in await in_parallel(read, found, SURVEY_PARALLEL) if one is not None]

@@ -123,6 +123,14 @@ def test_a_session_that_cannot_be_read_hides_no_other(store: Store) -> None:
         attach("garbag", store=store)
 
 
+def test_a_manifest_of_another_session_is_unreadable(store: Store) -> None:
+    one, other = (Session(store, fleet=None, name=name) for name in ("one", "other"))
+    theirs = sync.run(store.get(keys.manifest(SessionId(other.id))))
+    sync.run(store.put(keys.manifest(SessionId(one.id)), theirs))
+    rows = {row.id: (row.name, row.state) for row in list_sessions(store)}
+    assert rows == {one.id: (None, "unreadable"), other.id: ("other", "open")}
+
+
 def test_a_damaged_run_leaves_its_session_in_the_list(store: Store) -> None:
     session = Session(store, fleet=None, name="kept")
     run = session.compute(dask.delayed(1))
