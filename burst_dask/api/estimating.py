@@ -16,9 +16,6 @@ from burst_dask.clock import Clock
 from burst_dask.config import Settings
 from burst_dask.report.tables import _Table, duration, money, noted
 
-#: Seconds until new workers of a fleet elsewhere work (Fargate takes 30 to 60).
-BOOT = 60.0
-
 
 @dataclass(frozen=True)
 class Estimate(_Table):
@@ -92,7 +89,14 @@ def run_some(dsk: Mapping[Any, GraphNode], within: float, clock: Clock) -> tuple
 
 
 def estimate(
-    dsk: Mapping[Any, GraphNode], settings: Settings, workers: int, within: float, clock: Clock, cost_note: str = ""
+    dsk: Mapping[Any, GraphNode],
+    settings: Settings,
+    workers: int,
+    within: float,
+    clock: Clock,
+    *,
+    boot: float = 0.0,
+    cost_note: str = "",
 ) -> Estimate:
     """Return what a graph takes by `workers`, after running some of it here.
 
@@ -100,6 +104,8 @@ def estimate(
     ----------
     within
         Seconds for which tasks are run; one that has begun is let finish.
+    boot
+        Seconds until a worker that is started works; they are paid for.
     cost_note
         What is to be said of the price of a worker.
     """
@@ -110,7 +116,6 @@ def estimate(
     means = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
     work = sum(count * (means.get(kind, mean) + OVERHEAD) for kind, count in counts.items())
     useful = max(1, min(workers, len(dsk)))
-    boot = BOOT if settings.worker_price else 0.0
     seconds = boot + max(work / (useful * settings.threads), max(means.values(), default=0.0))
     return Estimate(
         tasks=len(dsk),

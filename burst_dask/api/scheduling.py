@@ -85,9 +85,7 @@ class Scheduling(Calling):
         dsk, _ = materialize(expression, names, Outside(self._link.session, self._link.futures))
         link = self._link
         workers = workers or link.workers or 1
-        return estimate(
-            dsk, link.settings, workers, within, link.clock, link.manifest.fleet.options.get("price_note", "")
-        )
+        return estimate(dsk, link.settings, workers, within, link.clock, boot=link.boot, cost_note=link.cost_note)
 
     def get(self, dsk: Any, keys: Any, **keywords: Any) -> Any:
         """Compute `keys` of a graph and return what Dask's own schedulers return.

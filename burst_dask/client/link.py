@@ -80,6 +80,16 @@ class Link:
     #: of what was warned
     _warned: set[str] = field(default_factory=set)
 
+    @property
+    def boot(self) -> float:
+        """Seconds until a worker that is started now works; 0 where others start them."""
+        return self.fleet.boot if isinstance(self.fleet, Elastic) else 0.0
+
+    @property
+    def cost_note(self) -> str:
+        """What is to be said of the price of a worker; empty when it is what it says."""
+        return str(self.manifest.fleet.options.get("price_note", ""))
+
     @functools.cached_property
     def guard(self) -> Guard:
         """What sees to it that somebody works; one for all waits, however short each of them is."""

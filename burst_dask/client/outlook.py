@@ -10,7 +10,7 @@ from burst_dask.client.link import Link
 from burst_dask.journal.view import RunView
 from burst_dask.report.tables import duration, money
 from burst_dask.scaling import sizing
-from burst_dask.scaling.healer import Bounded, Elastic, demand_of
+from burst_dask.scaling.healer import Bounded, demand_of
 from burst_dask.scaling.sizing import Bound, Budget, Demand, Goal, Time
 
 
@@ -64,7 +64,7 @@ async def notes(link: Link, views: Sequence[RunView], there: int, cost: float) -
         goal=None if state.workers is None else Goal(state.minimum, state.workers),
         bound=await _bound(link),
         time=Time(
-            boot=link.fleet.boot if isinstance(link.fleet, Elastic) else 0.0,
+            boot=link.boot,
             session=None if deadline is None else deadline - now,
             work=state.done_by - now if state.done_by else None,
         ),

@@ -171,6 +171,6 @@ async def session_status(link: Link, own: bool = True) -> SessionStatus:
         cost=cost,
         requests=workers.requests,
         notes=await notes(link, workers.seen) + ahead,
-        cost_note=link.manifest.fleet.options.get("price_note", ""),
+        cost_note=link.cost_note,
         key=link.manifest.key,
     )

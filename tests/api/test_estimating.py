@@ -8,7 +8,7 @@ import dask
 import pytest
 
 from burst_dask import Session
-from burst_dask.api.estimating import BOOT, estimate
+from burst_dask.api.estimating import estimate
 from burst_dask.client.statuses import OVERHEAD
 from burst_dask.config import Settings
 from burst_dask.errors import ConfigError
@@ -46,12 +46,12 @@ def graph(clock: HandClock, tasks: int) -> dict[Any, Any]:
 def test_what_runs_here_tells_of_the_rest() -> None:
     clock = HandClock()
     settings = Settings.of(threads=2, worker_price=0.5)
-    found = estimate(graph(clock, 100), settings, 10, 15.0, clock)  # type: ignore[arg-type]
+    found = estimate(graph(clock, 100), settings, 10, 15.0, clock, boot=180.0)  # type: ignore[arg-type]
     assert clock.now < 15 + 4
     assert (found.tasks, found.unknown) == (201, 1), "the sum waits for all"
     mean = found.sampled and clock.now / found.sampled
     assert found.work == pytest.approx(100 * 2 + 100 * 4 + mean + 201 * OVERHEAD)
-    assert found.seconds == pytest.approx(BOOT + found.work / 20)
+    assert found.seconds == pytest.approx(180.0 + found.work / 20)
     assert found.cost == pytest.approx(10 * found.seconds / 3600 * 0.5)
 
 
@@ -65,7 +65,7 @@ def test_all_of_a_short_graph_runs_and_no_more_workers_are_reckoned_with_than_ta
 def test_what_is_to_be_said_of_the_price_is_said() -> None:
     clock = HandClock()
     settings = Settings.of(worker_price=0.5)
-    found = estimate(graph(clock, 2), settings, 50, 1000.0, clock, "at most: less on Spot")  # type: ignore[arg-type]
+    found = estimate(graph(clock, 2), settings, 50, 1000.0, clock, cost_note="at most: less on Spot")  # type: ignore[arg-type]
     assert "USD, at most: less on Spot" in str(found)
 
 
